@@ -1,0 +1,13 @@
+"""A fairseq plugin for deep sequence models that train stably: σReparam (ICML 2023).
+
+`fairseq-train --user-dir` points at this folder; importing it registers everything with fairseq.
+Without fairseq installed, `sigma_fairseq.reparam` (plain PyTorch) works on its own.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("fairseq") is not None:
+    from sigma_fairseq import checkpoints as checkpoints
+    from sigma_fairseq.models import translation as translation
+
+__version__ = "0.1.0"

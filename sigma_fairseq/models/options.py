@@ -1,0 +1,93 @@
+"""The options that every model family has, and which of them contradict each other."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+DEFAULT_INIT_STD = 0.1
+
+NormPlacement = ChoiceEnum(["postln", "preln", "deepnorm", "noln"])
+ReparamChoice = ChoiceEnum(["none", "sigma", "spectral_norm", "weight_norm"])
+QkvGrouping = ChoiceEnum(["separate", "qk", "qkv"])
+
+
+@dataclass
+class StabilityConfig(FairseqDataclass):
+    """Norm placement and reparameterization of a model."""
+
+    norm: NormPlacement = field(  # type: ignore[valid-type]
+        default="postln",
+        metadata={
+            "help": "where the LayerNorms are: after each residual (postln), before each block "
+            "(preln), after a scaled residual (deepnorm: alpha and beta of Wang et al., 2022), or "
+            "nowhere (noln)"
+        },
+    )
+    reparam: ReparamChoice = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "reparameterization of every linear layer: none, sigma (the paper's: W times "
+            "gamma / sigma(W)), spectral_norm (gamma fixed at 1), weight_norm"
+        },
+    )
+    reparam_init_std: Optional[float] = field(  # noqa: UP045 (fairseq cannot parse X | None)
+        default=None,
+        metadata={
+            "help": "std of the truncated normal that reparameterized weights start from; the "
+            f"paper uses 0.1 or 0.01 in translation (default: {DEFAULT_INIT_STD}; sigma only)"
+        },
+    )
+    reparam_qkv: QkvGrouping = field(  # type: ignore[valid-type]
+        default="separate",
+        metadata={
+            "help": "which projections of an attention share one sigma and one gamma: none, "
+            "queries and keys, or queries, keys and values (sigma only)"
+        },
+    )
+    gamma_lr_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "learning rate of gamma, as a multiple of the others' (the paper uses 2 on "
+            "960 h of speech; sigma only)"
+        },
+    )
+
+
+def check_options(options: Any) -> None:
+    """Refuses options that contradict each other.
+
+    Args:
+        options: a config with the fields of `StabilityConfig` and fairseq's flat transformer ones.
+
+    Raises:
+        ValueError: one line that names the options and what is allowed.
+    """
+    norm, reparam = str(options.norm), str(options.reparam)
+    if reparam != "sigma":
+        for name, neutral in (
+            ("reparam_qkv", "separate"),
+            ("reparam_init_std", None),
+            ("gamma_lr_scale", 1.0),
+        ):
+            value = getattr(options, name)
+            if value != neutral:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} {value} needs --reparam sigma, not --reparam {reparam}")
+    elif options.reparam_init_std is not None and not options.reparam_init_std > 0:
+        raise ValueError(f"--reparam-init-std {options.reparam_init_std} is not above 0")
+    if not options.gamma_lr_scale >= 0:
+        raise ValueError(f"--gamma-lr-scale {options.gamma_lr_scale} is below 0")
+    for name in ("encoder_normalize_before", "decoder_normalize_before"):
+        if getattr(options, name, False) and norm != "preln":
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} is pre-LN and contradicts --norm {norm}; allowed: --norm preln"
+            )
+    if norm == "noln" and options.layernorm_embedding:
+        raise ValueError("--layernorm-embedding contradicts --norm noln, which has no LayerNorm")
+    if reparam != "none" and options.quant_noise_pq > 0:
+        raise ValueError(
+            f"--quant-noise-pq changes plain weights and contradicts --reparam {reparam}; "
+            "allowed: --reparam none"
+        )

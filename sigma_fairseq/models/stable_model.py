@@ -1,0 +1,42 @@
+"""What the models of every family share: power iteration, γ's learning rate, fast generation."""
+
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+
+from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
+from sigma_fairseq.reparam import fuse, power_iteration, sigma_norms
+
+
+class StableModel(BaseFairseqModel):
+    """A fairseq model whose linears may be reparameterized; mixed in before fairseq's class."""
+
+    _gamma_learning_rate: LearningRateScale | None = None
+    _iterated_update: int | None = None
+
+    def scale_gamma_learning_rate(self, scale: float) -> None:
+        """Multiplies the learning rate of every γ by `scale`, whatever the optimizer."""
+        if scale != 1:
+            gammas = [norm.gamma for norm, _ in sigma_norms(self)]
+            self._gamma_learning_rate = LearningRateScale(self, gammas, scale)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """fairseq announces update `num_updates`, before each of its micro-batches."""
+        super().set_num_updates(num_updates)
+        if self.training and num_updates != self._iterated_update:
+            if self._gamma_learning_rate is not None and self._iterated_update is not None:
+                self._gamma_learning_rate.check_applied()
+            power_iteration(self)
+            self._iterated_update = num_updates
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's; u and v are then those of the state, due for their next iteration."""
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        # fairseq announces the update it resumes from before it loads: that did not count.
+        self._iterated_update = None
+        return result
+
+    def make_generation_fast_(self, **kwargs: Any) -> None:
+        """Fuses Ŵ into plain layers, so that generation costs what it costs without σReparam."""
+        super().make_generation_fast_(**kwargs)
+        fuse(self)

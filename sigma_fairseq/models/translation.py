@@ -1,0 +1,156 @@
+"""Translation: fairseq's transformer with a choice of norm placement and reparameterization.
+
+An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS` (Tables 4 and 11: 6, 18, 50 and
+100 layers in the encoder and in the decoder; width 512, FFN 2048, 8 heads).
+"""
+
+import dataclasses
+from argparse import Namespace
+from dataclasses import field
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import register_model
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+)
+from omegaconf import OmegaConf
+from torch import nn
+
+from sigma_fairseq.layers import deepnorm
+from sigma_fairseq.layers.transformer_layer import (
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+    wrap_layer,
+)
+from sigma_fairseq.models.options import DEFAULT_INIT_STD, StabilityConfig, check_options
+from sigma_fairseq.models.stable_model import StableModel
+
+DEPTHS = (6, 18, 50, 100)
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "transformer_postln": {"norm": "postln"},
+    "transformer_preln": {"norm": "preln"},
+    "transformer_deepnorm": {"norm": "deepnorm"},
+    "transformer_reparam_postln": {"norm": "postln", "reparam": "sigma"},
+    "transformer_reparam_deepnorm": {"norm": "deepnorm", "reparam": "sigma"},
+    "transformer_reparam_noln": {"norm": "noln", "reparam": "sigma"},
+}
+
+
+def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
+    """fairseq's `TransformerConfig` with `encoder.layers` as `encoder_layers`, and so on.
+
+    The nested config cannot be filled from a command line that names an architecture, which is why
+    fairseq's own models by architecture have flat ones.
+    """
+    common = {f.name for f in dataclasses.fields(FairseqDataclass)}
+    defaults = {
+        "decoder_embed_dim": "${.encoder_embed_dim}",
+        "decoder_ffn_embed_dim": "${.encoder_ffn_embed_dim}",
+        "decoder_input_dim": "${.decoder_embed_dim}",
+        "decoder_output_dim": "${.decoder_embed_dim}",
+    }
+    flat = []
+    for outer in dataclasses.fields(TransformerConfig):
+        nested = dataclasses.is_dataclass(outer.type)
+        for inner in dataclasses.fields(outer.type) if nested else [outer]:  # type: ignore[arg-type]
+            if inner.name in common:
+                continue
+            name = f"{outer.name}_{inner.name}" if nested else inner.name
+            metadata = dict(inner.metadata)
+            if nested:
+                metadata["help"] = f"{outer.name}: {metadata.get('help', inner.name)}"
+            # fairseq declares layers_to_keep a list of int and reads it as a string, "0,2,4".
+            kind = Optional[str] if inner.name == "layers_to_keep" else inner.type  # noqa: UP045
+            default = defaults.get(name, inner.default)
+            flat.append((name, kind, field(default=default, metadata=metadata)))
+    return flat
+
+
+TranslationConfig = dataclasses.make_dataclass(
+    "TranslationConfig", _flat_transformer_fields(), bases=(StabilityConfig,)
+)
+
+
+class TranslationEncoder(TransformerEncoderBase):
+    """fairseq's encoder of our layers."""
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        layer = TransformerEncoderLayer(cfg, cfg.encoder.deepnorm, return_fc=self.return_fc)
+        return wrap_layer(layer, cfg)
+
+
+class TranslationDecoder(TransformerDecoderBase):
+    """fairseq's decoder of our layers."""
+
+    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
+        layer = TransformerDecoderLayer(cfg, cfg.decoder.deepnorm, no_encoder_attn)
+        return wrap_layer(layer, cfg)
+
+
+class TranslationModel(StableModel, TransformerModelBase):
+    """fairseq's transformer with the options of `StabilityConfig`.
+
+    Shapes: source tokens (batch, source length) and previous output tokens (batch, target length)
+    → logits (batch, target length, vocabulary), as in fairseq.
+    """
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        # fairseq's transformer overrides this for its nested config; ours is flat.
+        super(TransformerModelBase, cls).add_args(parser)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "TranslationModel":
+        """Builds the model of a config and task.
+
+        Raises:
+            ValueError: options that contradict each other, in one line.
+        """
+        check_options(cfg)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        if values["reparam"] == "sigma" and values["reparam_init_std"] is None:
+            values["reparam_init_std"] = DEFAULT_INIT_STD
+        nested = TransformerConfig.from_namespace(Namespace(**values))
+        nested.encoder.normalize_before = nested.decoder.normalize_before = nested.norm == "preln"
+        nested.encoder.deepnorm = nested.decoder.deepnorm = None
+        if nested.norm == "deepnorm":
+            # From the depth of training, which pruning by layers_to_keep leaves as it is.
+            nested.encoder.deepnorm, nested.decoder.deepnorm = deepnorm.encoder_decoder(
+                nested.encoder.layers, nested.decoder.layers
+            )
+        model: TranslationModel = super().build_model(nested, task)
+        model.scale_gamma_learning_rate(values["gamma_lr_scale"])
+        return model
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Module) -> TranslationEncoder:
+        return TranslationEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Module) -> TranslationDecoder:
+        return TranslationDecoder(
+            cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
+        )
+
+
+def _register(name: str, defaults: dict[str, Any]) -> None:
+    """Registers one architecture: a model of its own, so that Hydra knows it by name too."""
+    fields = {f.name: f for f in dataclasses.fields(TranslationConfig)}
+    overridden = [
+        (key, fields[key].type, field(default=value, metadata=fields[key].metadata))
+        for key, value in defaults.items()
+    ]
+    config = dataclasses.make_dataclass(f"{name}_config", overridden, bases=(TranslationConfig,))
+    model = type(name, (TranslationModel,), {"__doc__": f"{defaults}; see `TranslationModel`."})
+    register_model(name, dataclass=config)(model)
+
+
+for _name, _options in ARCHITECTURES.items():
+    for _depth in DEPTHS:
+        _register(
+            f"{_name}_{_depth}l", {**_options, "encoder_layers": _depth, "decoder_layers": _depth}
+        )

@@ -1,0 +1,31 @@
+"""σReparam in plain PyTorch: Ŵ = γ/σ(W)·W (Zhai et al., ICML 2023, Eq. 2). Imports no fairseq.
+
+Example:
+    >>> model = convert(nn.TransformerEncoder(...), gamma="sigma")  # computes what it did before
+    >>> for batch in batches:
+    ...     power_iteration(model)  # once an optimizer update, before the forward pass
+    ...     loss(model(batch)).backward()
+    ...     optimizer.step()
+    >>> fuse(model)  # plain layers again
+"""
+
+from sigma_fairseq.reparam.convert import convert, fuse
+from sigma_fairseq.reparam.effective_weight import effective_weight, spectral_norm_estimate
+from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
+from sigma_fairseq.reparam.power_iteration import power_iteration
+from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms
+from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
+
+__all__ = [
+    "SigmaConv1d",
+    "SigmaLinear",
+    "SigmaNorm",
+    "convert",
+    "effective_weight",
+    "fuse",
+    "leading_singular_vectors",
+    "power_iteration",
+    "reparameterize",
+    "sigma_norms",
+    "spectral_norm_estimate",
+]

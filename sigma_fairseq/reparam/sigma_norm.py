@@ -1,0 +1,179 @@
+"""σReparam as a `torch.nn.utils.parametrize` parametrization: `.weight` reads Ŵ, never W."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sigma_fairseq.reparam.effective_weight import (
+    at_least_fp32,
+    effective_weight,
+    spectral_norm_estimate,
+)
+from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
+
+Gamma = Literal["one", "sigma"]
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight (out, in) as it is, a convolution's (out, in, width) as a matrix (out, in·width)."""
+    return weight.flatten(1)
+
+
+class SigmaNorm(nn.Module):
+    """γ, u and v of one matrix, or of several stacked along the output dimension.
+
+    Attributes:
+        gamma: γ, a scalar `nn.Parameter`.
+        u: left singular vector, a buffer of shape (rows,).
+        v: right singular vector, a buffer of shape (columns,).
+
+    All three stay in fp32 when the model is cast to a narrower dtype.
+    """
+
+    gamma: Tensor
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, stack: Sequence[Tensor], gamma: Gamma = "one") -> None:
+        """Starts from given weights.
+
+        Args:
+            stack: row blocks of the matrix, each (rows, columns).
+            gamma: "one" (the paper, Appendix I), or "sigma": γ = σ(W), so that Ŵ = W at the start.
+
+        Raises:
+            ValueError: the blocks differ in columns, or `gamma` is unknown.
+        """
+        super().__init__()
+        if gamma not in ("one", "sigma"):
+            raise ValueError(f"gamma: {gamma!r} is not one of 'one', 'sigma'")
+        widths = {block.shape[1] for block in stack}
+        if len(widths) > 1:
+            raise ValueError(
+                f"weights that share one σ need the same number of inputs, got {sorted(widths)}"
+            )
+        with torch.no_grad():
+            matrix = at_least_fp32(stack[0] if len(stack) == 1 else torch.cat(list(stack)))
+            u, v = leading_singular_vectors(matrix)
+            start = (
+                torch.ones_like(u[0]) if gamma == "one" else spectral_norm_estimate(u, v, matrix)
+            )
+        self.gamma = nn.Parameter(start)
+        self.register_buffer("u", u)
+        self.register_buffer("v", v)
+
+    def sigma(self, *stack: Tensor) -> Tensor:
+        """σ ≈ uᵀWv of the given row blocks, a scalar."""
+        return spectral_norm_estimate(self.u, self.v, *stack)
+
+    def effective(self, stack: Sequence[Tensor], index: int = 0) -> Tensor:
+        """Ŵ of row block `index` of `stack`, see `effective_weight`."""
+        return effective_weight(self.gamma, self.u, self.v, stack, index)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W (out, in[, width]) → Ŵ of the same shape and dtype."""
+        return self.effective([as_matrix(weight)]).view_as(weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaNorm":
+        # `model.half()` and `.bfloat16()` arrive here: follow the device, not the narrower dtype.
+        def keep_fp32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+
+        return cast("SigmaNorm", super()._apply(keep_fp32, recurse))
+
+
+class RowBlocks(nn.ModuleList):
+    """A packed matrix whose row blocks have a σ and a γ each, as in `nn.MultiheadAttention`.
+
+    Args:
+        weight: the packed matrix, (rows, columns).
+        rows: the number of rows of each block; their sum is the matrix's.
+        gamma: see `SigmaNorm`.
+    """
+
+    def __init__(self, weight: Tensor, rows: Sequence[int], gamma: Gamma = "one") -> None:
+        super().__init__(SigmaNorm([block], gamma) for block in weight.split(list(rows)))
+        self.rows = list(rows)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W (rows, columns) → Ŵ of the same shape and dtype."""
+        blocks = weight.split(self.rows)
+        return torch.cat([norm(block) for norm, block in zip(self, blocks, strict=True)])
+
+
+class JointMember(nn.Module):
+    """One of several tensors that share one `SigmaNorm` over their stack.
+
+    The first member owns the `SigmaNorm`, so that γ, u and v are in the state once.
+
+    Args:
+        norm: the shared `SigmaNorm`.
+        members: (module, name of the tensor in it) of every member, in stacking order.
+        index: which of them this one is.
+    """
+
+    def __init__(
+        self, norm: SigmaNorm, members: Sequence[tuple[nn.Module, str]], index: int
+    ) -> None:
+        super().__init__()
+        self.index = index
+        # In tuples, because registering a sibling as a child would repeat it in the state.
+        self.members = tuple(members)
+        self.shared = (norm,)
+        if index == 0:
+            self.norm = norm
+
+    def stack(self) -> list[Tensor]:
+        """The members' own weights, as matrices."""
+        return [as_matrix(original(module, name)) for module, name in self.members]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W of this member → its Ŵ, of the same shape and dtype."""
+        return self.shared[0].effective(self.stack(), self.index).view_as(weight)
+
+
+def original(module: nn.Module, name: str) -> Tensor:
+    """The tensor W behind the parametrized `module.name`."""
+    parametrizations = cast(Any, module).parametrizations
+    return cast(Tensor, parametrizations[name].original)
+
+
+def reparameterize(*members: tuple[nn.Module, str], gamma: Gamma = "one") -> None:
+    """Puts σReparam on a tensor of a module, or on several that share one σ and one γ.
+
+    Args:
+        members: (module, name) pairs, for instance `(layer, "weight")`. Several are stacked along
+            the output dimension (the paper's "represented as one matrix", Appendix E.3).
+        gamma: start of γ, see `SigmaNorm`.
+
+    Raises:
+        ValueError: the members differ in the number of inputs.
+    """
+    norm = SigmaNorm([as_matrix(getattr(module, name)) for module, name in members], gamma)
+    for index, (module, name) in enumerate(members):
+        member = norm if len(members) == 1 else JointMember(norm, members, index)
+        # unsafe: skips a trial run, which costs as much as a forward pass of all weights and would
+        # read members that are not registered yet.
+        parametrize.register_parametrization(module, name, member, unsafe=True)
+
+
+def sigma_norms(model: nn.Module) -> Iterator[tuple[SigmaNorm, list[Tensor]]]:
+    """Every `SigmaNorm` in `model` with the row blocks of its W, each (rows, columns)."""
+    for module in model.modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for parametrization in cast(Any, module).parametrizations.values():
+            first = parametrization[0]
+            if isinstance(first, SigmaNorm):
+                yield first, [as_matrix(parametrization.original)]
+            elif isinstance(first, RowBlocks):
+                for norm, block in zip(
+                    first, parametrization.original.split(first.rows), strict=True
+                ):
+                    yield cast(SigmaNorm, norm), [block]
+            elif isinstance(first, JointMember) and first.index == 0:
+                yield first.norm, first.stack()

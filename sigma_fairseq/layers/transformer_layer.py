@@ -11,6 +11,7 @@ from fairseq.modules.transformer_layer import (
     TransformerEncoderLayerBase,
 )
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sigma_fairseq.layers.deepnorm import DeepNorm
 from sigma_fairseq.reparam import convert
@@ -19,6 +20,17 @@ from sigma_fairseq.reparam.layers import init_truncated_normal_
 #: What a linear of DeepNorm is initialised with: β of its stack, or gain 1.
 BETA_PROJECTIONS = ("v_proj", "out_proj")
 UNIT_PROJECTIONS = ("q_proj", "k_proj")
+
+
+class _SkipDraws(TorchFunctionMode):
+    """Leaves uniform draws undone, and so the memory of the weights as it was allocated."""
+
+    skipped = (nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.skipped:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class _StableLayer(nn.Module):
@@ -61,7 +73,10 @@ class _StableLayer(nn.Module):
 
     def _without_plain_init(self) -> AbstractContextManager[Any]:
         """Under σReparam `_initialise` draws the weights; drawing fairseq's first costs as much."""
-        return torch.device("meta") if self.cfg.reparam == "sigma" else nullcontext()
+        stacks = (self.cfg.encoder, self.cfg.decoder)
+        if self.cfg.reparam != "sigma" or any(stack.xformers_att_config for stack in stacks):
+            return nullcontext()  # xFormers' attention may draw parameters of its own
+        return _SkipDraws()
 
     def _initialise(
         self, module: nn.Module, beta: tuple[str, ...], unit: tuple[str, ...] = ()
@@ -73,8 +88,6 @@ class _StableLayer(nn.Module):
         """
         gains = dict.fromkeys(beta, self.deepnorm.beta if self.deepnorm else 1.0)
         gains.update(dict.fromkeys(unit, 1.0))
-        if self.cfg.reparam == "sigma":
-            module.to_empty(device=torch.get_default_device())
         for name, gain in gains.items():
             linear = cast(nn.Linear, module.get_submodule(name))
             if self.cfg.reparam == "sigma":

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Trains one architecture with one seed on the data that prepare.sh made.
+#
+#   train.sh ARCH SEED [fairseq-train options...]
+#
+# ARCH is an architecture of this plugin, such as transformer_reparam_deepnorm_6l, or of fairseq.
+# The options come last on fairseq's command line and so replace the recipe's own. Run again with
+# the same arguments, the script resumes where it was stopped, and does nothing where it had ended.
+#
+# Environment:
+#   DATA_DIR        what prepare.sh made (default: data/multi30k_en_de in the project)
+#   SAVE_DIR        for checkpoints and train.log (default: runs/multi30k_en_de/ARCH/seedSEED there)
+#   NARROW=1        a narrow model on the CPU, for two cores and no GPU
+set -euo pipefail
+# shellcheck source=scripts/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
+
+[ $# -ge 2 ] || { usage >&2 && exit 2; }
+arch=$1 seed=$2
+shift 2
+case $seed in
+    '' | *[!0-9]*) die "the seed must be a whole number, not '$seed'" ;;
+esac
+data=${DATA_DIR:-$root/data/$recipe}
+save=${SAVE_DIR:-$root/runs/$recipe/$arch/seed$seed}
+no_colon "$data"
+no_colon "$save"
+[ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"
+
+settings=(
+    --task translation --source-lang en --target-lang de --share-all-embeddings
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+    --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-8
+    --lr-scheduler inverse_sqrt --warmup-init-lr 1e-7 --weight-decay 1e-4 --clip-norm 0
+    --num-workers 0 --log-format json --log-interval 50
+    --no-epoch-checkpoints --best-checkpoint-metric ppl
+    # By default fairseq leaves out the last sentences of every set, up to a multiple of 8.
+    --required-batch-size-multiple 1
+)
+if [ "${NARROW:-0}" != 0 ]; then
+    settings+=(
+        --cpu --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
+        --encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0.1
+        --max-tokens 2048 --warmup-updates 300 --max-update 2000
+    )
+    rate=1.4e-3 reparam_rate=4.5e-3
+else
+    settings+=(--dropout 0.3 --max-tokens 4096 --warmup-updates 1000 --max-update 8000)
+    rate=5e-4 reparam_rate=1.6e-3
+fi
+case $arch in
+    *_reparam_*) rate=$reparam_rate ;;
+esac
+run=(
+    fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed"
+    --save-dir "$save" "${settings[@]}" --lr "$rate" "$@"
+)
+
+# Resumed after its last update, fairseq would make one more: what has ended is left alone.
+line=$(printf '%q ' "${run[@]}")
+if [ -f "$save/finished.txt" ] && [ "$(cat "$save/finished.txt")" = "$line" ]; then
+    say "$save: this run has ended; see train.log there"
+    exit 0
+fi
+mkdir -p "$save"
+rm -f "$save/finished.txt"
+if [ -f "$save/checkpoint_last.pt" ]; then
+    say "resuming $arch, seed $seed, in $save"
+else
+    say "training $arch, seed $seed, in $save"
+fi
+say "$line" | tee -a "$save/train.log"
+"${run[@]}" 2>&1 | tee -a "$save/train.log"
+printf '%s\n' "$line" >"$save/finished.txt"
+say "done: $save/checkpoint_best.pt has the best perplexity on the validation set"

@@ -1,0 +1,3 @@
+"""The `sigma-fairseq` command."""
+
+from sigma_fairseq.cli.main import main as main

@@ -1,0 +1,115 @@
+"""The demo's data: number words, cut by a joint BPE, in fairseq's binary form."""
+
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sigma_fairseq.demo.number_words import write_corpus
+from sigma_fairseq.demo.processes import Command, DemoError, Job
+from sigma_fairseq.demo.settings import Settings
+
+PARTS = ("train", "valid", "test")
+LANGUAGES = ("en", "de")
+RECORD = "settings.json"
+
+
+class Corpus(NamedTuple):
+    """Data that is ready to train on.
+
+    Attributes:
+        folder: `text/` as written, `pieces/` as cut by `bpe.model`, `binary/` for fairseq.
+        unigram_loss: bits a target token costs who knows how frequent each is in the training part,
+            and nothing else.
+        longest_target: tokens of the longest training target.
+    """
+
+    folder: Path
+    unigram_loss: float
+    longest_target: int
+
+    @property
+    def binary(self) -> Path:
+        return self.folder / "binary"
+
+    def references(self) -> list[str]:
+        """The target side of the test part, as text."""
+        return (self.folder / "text" / "test.de").read_text(encoding="utf-8").splitlines()
+
+
+def data_settings(settings: Settings) -> dict[str, Any]:
+    """What the data depend on."""
+    names = ("seed", "train_pairs", "valid_pairs", "test_pairs", "vocabulary")
+    return {name: getattr(settings, name) for name in names}
+
+
+def load_corpus(folder: Path, settings: Settings) -> Corpus | None:
+    """The corpus in a folder, or None if there is none or one of other settings."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if record.pop("settings") != data_settings(settings):
+        return None
+    return Corpus(folder, **record)
+
+
+def build_corpus(folder: Path, settings: Settings) -> Job:
+    """Makes the corpus in a folder beside it and moves it into place when it is complete."""
+    import sentencepiece
+
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise DemoError(f"{folder} is there, but not of the demo's making: give another --out")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    text, pieces = partial / "text", partial / "pieces"
+    write_corpus(
+        text, settings.seed, settings.train_pairs, settings.valid_pairs, settings.test_pairs
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=[str(text / f"train.{language}") for language in LANGUAGES],
+        model_prefix=str(partial / "bpe"),
+        model_type="bpe",
+        vocab_size=settings.vocabulary,
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
+    bpe = sentencepiece.SentencePieceProcessor(model_file=str(partial / "bpe.model"))
+    pieces.mkdir()
+    for name in (f"{part}.{language}" for part in PARTS for language in LANGUAGES):
+        lines = (text / name).read_text(encoding="utf-8").splitlines()
+        cut = "".join(" ".join(line) + "\n" for line in bpe.encode(lines, out_type=str))
+        (pieces / name).write_text(cut, encoding="utf-8")
+    arguments = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
+    arguments += ["--source-lang", LANGUAGES[0], "--target-lang", LANGUAGES[1]]
+    for part in PARTS:
+        arguments += [f"--{part}pref", str(pieces / part)]
+    arguments += ["--destdir", str(partial / "binary"), "--workers", "1"]
+    yield Command("fairseq-preprocess", arguments, partial / "preprocess.log")
+
+    targets = [
+        line.split() for line in (pieces / "train.de").read_text(encoding="utf-8").splitlines()
+    ]
+    record = {
+        "settings": data_settings(settings),
+        "unigram_loss": unigram_loss(targets),
+        "longest_target": max(map(len, targets)) + 1,
+    }
+    (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def unigram_loss(sentences: Iterable[list[str]]) -> float:
+    """Entropy, in bits, of a token drawn from these sentences; each has its end as one more."""
+    counts: Counter[str | None] = Counter()
+    for sentence in sentences:
+        counts.update(sentence)
+        counts[None] += 1
+    total = counts.total()
+    return -sum(count / total * math.log2(count / total) for count in counts.values())

@@ -1,0 +1,83 @@
+"""What several tests need: small fairseq models, and a small corpus that fairseq has binarised."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fairseq import models
+from fairseq.data import Dictionary
+from omegaconf import OmegaConf
+
+import sigma_fairseq
+
+NARROW = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+}
+USER_DIR = str(Path(sigma_fairseq.__file__).parent)
+
+
+@pytest.fixture(scope="session")
+def task() -> SimpleNamespace:
+    """The part of fairseq's translation task that building a model reads."""
+    dictionary = Dictionary()
+    for number in range(20):
+        dictionary.add_symbol(f"w{number}")
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+
+@pytest.fixture(scope="session")
+def build(task: SimpleNamespace) -> Callable[..., Any]:
+    """build(architecture, **options) → a narrow model, as fairseq builds it from a config."""
+
+    def build_model(architecture: str, **options: Any) -> Any:
+        model = {"_name": architecture, **NARROW, **options}
+        return models.build_model(OmegaConf.create({"model": model}).model, task)
+
+    return build_model
+
+
+def run_fairseq(command: str, *args: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Runs a fairseq command (`train`, `generate`, ...) with the plugin, on one thread."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"fairseq_cli.{command}", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if check and result.returncode:
+        raise AssertionError(f"fairseq-{command} failed:\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def fairseq() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """See `run_fairseq`."""
+    return run_fairseq
+
+
+@pytest.fixture(scope="session")
+def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A binarised corpus whose target is the source reversed: 300 / 40 / 20 pairs."""
+    folder = tmp_path_factory.mktemp("reversed")
+    draw = random.Random(0)
+    for split, size in (("train", 300), ("valid", 40), ("test", 20)):
+        sentences = [draw.choices("abcdefgh", k=draw.randint(2, 6)) for _ in range(size)]
+        for language, lines in (("en", sentences), ("de", [s[::-1] for s in sentences])):
+            text = "".join(" ".join(line) + "\n" for line in lines)
+            (folder / f"{split}.{language}").write_text(text)
+    run_fairseq(
+        "preprocess",
+        *("--source-lang", "en", "--target-lang", "de", "--joined-dictionary"),
+        *("--trainpref", f"{folder}/train", "--validpref", f"{folder}/valid"),
+        *("--testpref", f"{folder}/test", "--destdir", f"{folder}/bin"),
+    )
+    return folder / "bin"

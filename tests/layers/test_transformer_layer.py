@@ -1,0 +1,94 @@
+"""What our layers change in fairseq's: residuals, norms, initialisation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sigma_fairseq.layers import deepnorm
+from sigma_fairseq.reparam import sigma_norms
+from sigma_fairseq.reparam.sigma_norm import original
+
+
+@pytest.fixture
+def wide(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Wide enough for the standard deviation of a weight to be measured."""
+
+    def build_wide(architecture: str, **options: Any) -> Any:
+        torch.manual_seed(0)
+        return build(architecture, encoder_embed_dim=128, encoder_ffn_embed_dim=256, **options)
+
+    return build_wide
+
+
+def test_deepnorm_scales_the_residual(build: Callable[..., Any]) -> None:
+    model = build("transformer_deepnorm_6l", dropout=0.0).eval()
+    alpha = deepnorm.encoder_decoder(6, 6)[0].alpha
+    layer = model.encoder.layers[0]
+    x = torch.randn(5, 2, 16)
+    attended = layer.self_attn(x, x, x, need_weights=False)[0]
+    y = nn.functional.layer_norm(alpha * x + attended, [16])
+    wanted = nn.functional.layer_norm(alpha * y + layer.fc2(layer.fc1(y).relu()), [16])
+    torch.testing.assert_close(layer(x, None), wanted)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "std"),
+    [("transformer_deepnorm_6l", None), ("transformer_reparam_deepnorm_6l", 0.05)],
+)
+def test_beta_sets_the_size_of_the_right_weights(
+    wide: Callable[..., Any], architecture: str, std: float | None
+) -> None:
+    model = wide(architecture, **({"reparam_init_std": std} if std else {}))
+    constants = deepnorm.encoder_decoder(6, 6)
+    for stack, (_, beta) in zip((model.encoder, model.decoder), constants, strict=True):
+        for layer in stack.layers[:2]:
+            gains = {"fc1": beta, "fc2": beta}
+            for attention in ("self_attn", "encoder_attn"):
+                if hasattr(layer, attention):
+                    for name, gain in (("q", 1), ("k", 1), ("v", beta), ("out", beta)):
+                        gains[f"{attention}.{name}_proj"] = gain
+            for name, gain in gains.items():
+                linear = layer.get_submodule(name)
+                weight = original(linear, "weight") if std else linear.weight
+                plain = std or (2 / sum(weight.shape)) ** 0.5  # Xavier's
+                assert weight.std().item() == pytest.approx(gain * plain, rel=0.05), name
+
+
+def test_sigma_draws_every_weight_and_zeroes_every_bias(wide: Callable[..., Any]) -> None:
+    model = wide("transformer_reparam_postln_6l")
+    for _, stack in sigma_norms(model):
+        for weight in stack:
+            assert weight.std().item() == pytest.approx(0.1, rel=0.05)
+    for name, parameter in model.named_parameters():
+        if name.endswith("proj.bias") or (".fc" in name and name.endswith("bias")):
+            assert not parameter.any(), name
+        assert torch.isfinite(parameter).all(), name
+
+
+@pytest.mark.parametrize("architecture", ["transformer_postln_6l", "transformer_preln_6l"])
+def test_plain_models_start_as_fairseqs(build: Callable[..., Any], architecture: str) -> None:
+    preln = "preln" in architecture
+    torch.manual_seed(0)
+    ours = build(architecture)
+    torch.manual_seed(0)
+    theirs = build("transformer", encoder_normalize_before=preln, decoder_normalize_before=preln)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("qkv", "gammas"), [("separate", 16), ("qk", 13), ("qkv", 10)])
+def test_grouping(build: Callable[..., Any], qkv: str, gammas: int) -> None:
+    # One encoder layer: 4 projections + 2 linears; one decoder layer: 8 + 2.
+    model = build(
+        "transformer_reparam_deepnorm_6l", encoder_layers=1, decoder_layers=1, reparam_qkv=qkv
+    )
+    assert len(list(sigma_norms(model))) == gammas
+
+
+def test_without_layernorm_there_is_none(build: Callable[..., Any]) -> None:
+    model = build("transformer_reparam_noln_6l")
+    assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]

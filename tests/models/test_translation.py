@@ -1,0 +1,270 @@
+"""Every translation architecture: built, compared with fairseq's, trained a step, decoded."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fairseq import models
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sigma_fairseq.models.translation import ARCHITECTURES, DEPTHS, TranslationModel
+from sigma_fairseq.reparam import sigma_norms
+
+SIX_LAYERS = [f"{name}_6l" for name in ARCHITECTURES]
+SHALLOW = {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+PAD = 1
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randint(4, 24, (3, 6), generator=generator)
+    source[0, :2] = PAD  # fairseq pads sources on the left
+    target = torch.randint(4, 24, (3, 5), generator=generator)
+    lengths = source.ne(PAD).sum(1)
+    return {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": target}
+
+
+def loss(model: nn.Module) -> Tensor:
+    return model(**batch())[0].log_softmax(-1)[..., 5].mean()
+
+
+def test_the_table_of_architectures() -> None:
+    norms = {"transformer": ("postln", "preln", "deepnorm")}
+    norms["transformer_reparam"] = ("postln", "deepnorm", "noln")
+    wanted = {
+        f"{stem}_{norm}_{depth}l"
+        for stem, placements in norms.items()
+        for norm in placements
+        for depth in (6, 18, 50, 100)
+    }
+    assert wanted == {f"{name}_{depth}l" for name in ARCHITECTURES for depth in DEPTHS}
+    assert wanted <= ARCH_MODEL_REGISTRY.keys()
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture(build: Callable[..., Any], name: str, depth: int) -> None:
+    model = build(f"{name}_{depth}l", encoder_embed_dim=8, encoder_ffn_embed_dim=8)
+    assert isinstance(model, TranslationModel)
+    assert len(model.encoder.layers) == len(model.decoder.layers) == depth
+    assert model.cfg.norm == ARCHITECTURES[name]["norm"]
+    per_layer = 16 if "reparam" in name else 0
+    assert len(list(sigma_norms(model))) == per_layer * depth
+    # Everything but the embeddings and the output layer is reparameterized.
+    plain = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not parametrize.is_parametrized(module)
+    ]
+    assert (plain == ["decoder.output_projection"]) == ("reparam" in name)
+
+
+def test_default_shape_is_the_papers(task: Any) -> None:
+    cfg = OmegaConf.create({"model": {"_name": "transformer_postln_6l"}}).model
+    model = models.build_model(cfg, task)
+    layer = model.encoder.layers[0]
+    assert layer.fc1.weight.shape == (2048, 512)
+    assert layer.self_attn.num_heads == 8
+    assert model.decoder.layers[0].fc1.weight.shape == (2048, 512)
+
+
+@pytest.mark.parametrize(("norm", "preln"), [("postln", False), ("preln", True)])
+def test_plain_models_compute_what_fairseqs_compute(
+    build: Callable[..., Any], norm: str, preln: bool
+) -> None:
+    options = {"share_decoder_input_output_embed": True, **SHALLOW}
+    ours = build(f"transformer_{norm}_6l", **options)
+    theirs = build(
+        "transformer", encoder_normalize_before=preln, decoder_normalize_before=preln, **options
+    )
+    ours.load_state_dict(theirs.state_dict())
+    for model in (ours, theirs):
+        model.zero_grad()
+        loss(model).backward()
+    assert torch.equal(ours(**batch())[0], theirs(**batch())[0])
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("norm", ["postln", "preln", "deepnorm", "noln"])
+@pytest.mark.parametrize("reparam", ["none", "sigma", "spectral_norm", "weight_norm"])
+def test_every_norm_works_with_every_reparameterization(
+    build: Callable[..., Any], norm: str, reparam: str
+) -> None:
+    model = build("transformer_postln_6l", norm=norm, reparam=reparam, **SHALLOW)
+    model.train()
+    model.set_num_updates(0)
+    loss(model).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    model.eval()
+    before = model(**batch())[0]
+    model.make_generation_fast_()
+    torch.testing.assert_close(model(**batch())[0], before)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"share_all_embeddings": True},
+    {"checkpoint_activations": True},
+    {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5},
+    {"max_source_positions": 7},
+    {"layernorm_embedding": True},
+    {"no_cross_attention": True},
+    {"cross_self_attention": True, "no_cross_attention": True},
+    {"encoder_learned_pos": True, "decoder_learned_pos": True},
+    {"activation_fn": "gelu", "activation_dropout": 0.1, "attention_dropout": 0.1},
+    {"decoder_output_dim": 12},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+@pytest.mark.parametrize(
+    "architecture", ["transformer_postln_6l", "transformer_reparam_deepnorm_6l"]
+)
+def test_fairseqs_own_options_work(
+    build: Callable[..., Any], architecture: str, options: dict[str, Any]
+) -> None:
+    model = build(architecture, **{**SHALLOW, **options}).train()
+    model.set_num_updates(0)
+    loss(model).backward()
+    assert model.eval()(**batch())[0].shape == (3, 5, 24)
+    if "max_source_positions" in options:
+        assert model.max_positions() == (7, 1024)
+
+
+def test_checkpointed_activations_give_the_same_gradients(build: Callable[..., Any]) -> None:
+    plain = build("transformer_reparam_deepnorm_6l", **SHALLOW)
+    checkpointed = build("transformer_reparam_deepnorm_6l", checkpoint_activations=True, **SHALLOW)
+    checkpointed.load_state_dict(plain.state_dict())
+    for model in (plain, checkpointed):
+        model.train().set_num_updates(3)
+        loss(model).backward()
+    for mine, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("architecture", SIX_LAYERS)
+def test_incremental_decoding_equals_the_whole(
+    build: Callable[..., Any], architecture: str
+) -> None:
+    model = build(architecture, **SHALLOW).eval()
+    inputs = batch()
+    target = inputs["prev_output_tokens"]
+    encoded = model.encoder(inputs["src_tokens"], inputs["src_lengths"])
+    whole = model.decoder(target, encoder_out=encoded)[0]
+    state: dict[str, Any] = {}
+    for step in range(target.shape[1]):
+        one = model.decoder(target[:, : step + 1], encoder_out=encoded, incremental_state=state)[0]
+        torch.testing.assert_close(one[:, 0], whole[:, step], rtol=1e-4, atol=1e-5)
+
+
+def test_beam_search_is_the_same_after_fusing(build: Callable[..., Any], task: Any) -> None:
+    model = build("transformer_reparam_deepnorm_6l", **SHALLOW).eval()
+    fused = copy.deepcopy(model)
+    fused.make_generation_fast_()
+    assert not list(sigma_norms(fused))
+    sample = {"net_input": batch()}
+    hypotheses = [
+        SequenceGenerator([m], task.target_dictionary, beam_size=3, max_len_b=8).generate(
+            [m], sample
+        )
+        for m in (model, fused)
+    ]
+    for mine, other in zip(*hypotheses, strict=True):
+        assert [h["tokens"].tolist() for h in mine] == [h["tokens"].tolist() for h in other]
+
+
+def test_one_power_iteration_an_update(build: Callable[..., Any]) -> None:
+    model = build("transformer_reparam_deepnorm_6l", **SHALLOW)
+
+    def vectors() -> Tensor:
+        return torch.cat([torch.cat([norm.u, norm.v]) for norm, _ in sigma_norms(model)])
+
+    def announce(update: int) -> bool:
+        before = vectors()
+        model.set_num_updates(update)
+        loss(model).backward()
+        return not torch.equal(before, vectors())
+
+    model.train()
+    for _, stack in sigma_norms(model):
+        stack[0].data += 0.05 * torch.randn_like(stack[0])
+    assert announce(0)
+    assert not announce(0)  # another micro-batch of the same update
+    model.eval()
+    assert not announce(1)  # validation
+    model.train()
+    assert announce(1)
+    # On resuming fairseq announces the update before it loads the state: it is still due.
+    state = copy.deepcopy(model.state_dict())
+    model.set_num_updates(2)
+    model.load_state_dict(state)
+    assert announce(2)
+
+
+def test_deepnorm_survives_pruning_by_layers_to_keep(build: Callable[..., Any]) -> None:
+    whole = build("transformer_deepnorm_6l")
+    kept = build(
+        "transformer_deepnorm_6l", encoder_layers_to_keep="0,2", decoder_layers_to_keep="1"
+    )
+    assert (len(kept.encoder.layers), len(kept.decoder.layers)) == (2, 1)
+    assert kept.encoder.layers[0].deepnorm == whole.encoder.layers[0].deepnorm
+    state = copy.deepcopy(whole.state_dict())
+    cfg = OmegaConf.create(
+        {"_name": "x", "encoder_layers_to_keep": "0,2", "decoder_layers_to_keep": "1"}
+    )
+    kept.load_state_dict(state, model_cfg=cfg)
+    assert torch.equal(kept.encoder.layers[1].fc1.weight, whole.encoder.layers[2].fc1.weight)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("transformer_postln_6l", {"reparam_qkv": "qk"}, "--reparam-qkv qk needs --reparam sigma"),
+        ("transformer_postln_6l", {"reparam_init_std": 0.1}, "--reparam-init-std 0.1 needs"),
+        ("transformer_preln_6l", {"gamma_lr_scale": 2.0}, "--gamma-lr-scale 2.0 needs"),
+        ("transformer_reparam_postln_6l", {"reparam_init_std": 0.0}, "is not above 0"),
+        ("transformer_reparam_postln_6l", {"gamma_lr_scale": -1.0}, "is below 0"),
+        (
+            "transformer_deepnorm_6l",
+            {"encoder_normalize_before": True},
+            "--encoder-normalize-before is pre-LN and contradicts --norm deepnorm",
+        ),
+        ("transformer_reparam_noln_6l", {"layernorm_embedding": True}, "contradicts --norm noln"),
+        ("transformer_reparam_postln_6l", {"quant_noise_pq": 0.1}, "--quant-noise-pq"),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(
+    build: Callable[..., Any], architecture: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        build(architecture, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_group_of_unequal_widths_is_refused(build: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="share one σ"):
+        build(
+            "transformer_reparam_postln_6l",
+            encoder_embed_dim=16,
+            decoder_embed_dim=24,
+            reparam_qkv="qk",
+        )
+
+
+def test_missing_and_unknown_keys_are_named(build: Callable[..., Any]) -> None:
+    model = build("transformer_reparam_deepnorm_6l", **SHALLOW)
+    state = copy.deepcopy(model.state_dict())
+    gamma = next(key for key in state if key.endswith("gamma"))
+    value = state.pop(gamma)
+    with pytest.raises(RuntimeError, match=gamma.replace(".", r"\.")):
+        model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="surprise"):
+        model.load_state_dict({**state, gamma: value, "surprise": value})

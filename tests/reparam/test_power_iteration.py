@@ -1,0 +1,146 @@
+"""σ and its singular vectors against a full SVD, and what power iteration costs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sigma_fairseq.reparam import (
+    SigmaConv1d,
+    SigmaLinear,
+    convert,
+    leading_singular_vectors,
+    power_iteration,
+    sigma_norms,
+)
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the ATen operations dispatched inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def exact_sigma(matrix: Tensor) -> float:
+    return float(torch.linalg.svdvals(matrix.detach().double())[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8), (8, 3), (1, 7), (7, 1), (1, 1)])
+def test_small_matrices_start_at_the_exact_pair(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(3)).double()
+    u, v = leading_singular_vectors(matrix)
+    left, values, right = torch.linalg.svd(matrix)
+    torch.testing.assert_close(u @ matrix @ v, values[0])
+    torch.testing.assert_close((v @ right[0]).abs(), torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close((u @ left[:, 0]).abs(), torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (1024, 256), (256, 1024)])
+def test_large_gaussian_matrices_start_close(shape: tuple[int, int]) -> None:
+    # The hardest case: the leading singular values of noise lie next to each other.
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    u, v = leading_singular_vectors(matrix)
+    ratio = float(u @ matrix @ v) / exact_sigma(matrix)
+    assert 0.95 < ratio <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.zeros(4, 6),
+        torch.outer(torch.arange(4.0), torch.ones(6)),
+        torch.eye(5) * 2,
+        torch.full((4, 4), 1e-10),
+    ],
+    ids=["zero", "rank one", "repeated value", "tiny"],
+)
+def test_degenerate_matrices_have_unit_vectors(matrix: Tensor) -> None:
+    u, v = leading_singular_vectors(matrix)
+    torch.testing.assert_close(torch.stack([u.norm(), v.norm()]), torch.ones(2))
+    torch.testing.assert_close(u @ matrix @ v, torch.linalg.svdvals(matrix)[0])
+
+
+def test_starting_consumes_no_random_state() -> None:
+    state = torch.get_rng_state()
+    leading_singular_vectors(torch.ones(5, 5))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_iterations_converge_to_the_svd() -> None:
+    model = nn.Sequential(
+        SigmaLinear(40, 40), SigmaLinear(40, 40), SigmaLinear(40, 17), SigmaConv1d(6, 5, 3)
+    )
+    power_iteration(model, steps=500)
+    for norm, stack in sigma_norms(model):
+        assert float(norm.sigma(*stack).detach()) == pytest.approx(
+            exact_sigma(torch.cat(stack)), rel=1e-4
+        )
+        assert float(norm.u.norm()) == pytest.approx(1, rel=1e-5)
+        assert float(norm.v.norm()) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_batch_of_weights_equals_each_by_itself() -> None:
+    layers = [SigmaLinear(12, 9) for _ in range(3)]
+    for layer in layers:
+        (norm, (weight,)) = next(sigma_norms(layer))
+        weight.data += 0.05 * torch.randn_like(weight)
+        v = nn.functional.normalize(weight.T @ norm.u, dim=0)
+        layer.wanted = (nn.functional.normalize(weight @ v, dim=0), v)
+    power_iteration(nn.ModuleList(layers))
+    for layer in layers:
+        norm, _ = next(sigma_norms(layer))
+        torch.testing.assert_close(norm.u, layer.wanted[0])
+        torch.testing.assert_close(norm.v, layer.wanted[1])
+
+
+def test_a_joint_group_iterates_on_its_stack() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+
+    model = convert(Attention(), qkv="qk")
+    power_iteration(model, steps=500)
+    found = {len(stack): (norm, stack) for norm, stack in sigma_norms(model)}
+    assert set(found) == {1, 2}
+    for norm, stack in found.values():
+        assert float(norm.sigma(*stack).detach()) == pytest.approx(
+            exact_sigma(torch.cat(stack)), rel=1e-4
+        )
+
+
+def test_a_zero_matrix_recovers_when_it_is_no_longer_zero() -> None:
+    layer = SigmaLinear(5, 4)
+    _, (weight,) = next(sigma_norms(layer))
+    weight.data.zero_()
+    power_iteration(layer)
+    weight.data.copy_(torch.randn(4, 5))
+    power_iteration(layer, steps=200)
+    assert float(torch.linalg.matrix_norm(layer.weight, 2)) == pytest.approx(1, rel=1e-3)
+
+
+def test_operations_do_not_grow_with_depth() -> None:
+    counts = []
+    for depth in (2, 20):
+        model = nn.ModuleList(
+            nn.ModuleList([SigmaLinear(8, 8), SigmaLinear(8, 16), SigmaLinear(16, 8)])
+            for _ in range(depth)
+        )
+        with CountOperations() as counter:
+            power_iteration(model)
+        counts.append(counter.count)
+    # Taking views of the results is no work, but it is dispatched: two a weight.
+    per_weight = (counts[1] - counts[0]) / (18 * 3)
+    assert per_weight <= 0.1, counts
+
+
+def test_a_model_without_sigma_is_left_alone() -> None:
+    power_iteration(nn.Linear(3, 3))

@@ -1,6 +1,7 @@
 """fairseq's encoder and decoder layer with a choice of norm placement and reparameterization."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,8 @@ from sigma_fairseq.layers.deepnorm import DeepNorm
 from sigma_fairseq.reparam import convert
 from sigma_fairseq.reparam.layers import init_truncated_normal_
 
-#: What a linear of DeepNorm is initialised with: β of its stack, or gain 1.
+#: DeepNorm's Xavier gain, by the name of the linear within what is built: β of the stack, or 1.
+BETA_ITSELF = ("",)
 BETA_PROJECTIONS = ("v_proj", "out_proj")
 UNIT_PROJECTIONS = ("q_proj", "k_proj")
 
@@ -57,40 +59,39 @@ class _StableLayer(nn.Module):
         return torch.add(x, residual, alpha=self.deepnorm.alpha if self.deepnorm else 1)
 
     def build_fc1(self, *args: Any, **kwargs: Any) -> nn.Module:
-        with self._without_plain_init():
-            linear = super().build_fc1(*args, **kwargs)  # type: ignore[misc]
-        return self._initialise(linear, beta=("",))
+        return self._build(super().build_fc1, args, kwargs, BETA_ITSELF)  # type: ignore[misc]
 
     def build_fc2(self, *args: Any, **kwargs: Any) -> nn.Module:
-        with self._without_plain_init():
-            linear = super().build_fc2(*args, **kwargs)  # type: ignore[misc]
-        return self._initialise(linear, beta=("",))
+        return self._build(super().build_fc2, args, kwargs, BETA_ITSELF)  # type: ignore[misc]
 
     def build_self_attention(self, *args: Any, **kwargs: Any) -> nn.Module:
-        with self._without_plain_init():
-            attention = super().build_self_attention(*args, **kwargs)  # type: ignore[misc]
-        return self._initialise(attention, beta=BETA_PROJECTIONS, unit=UNIT_PROJECTIONS)
+        build = super().build_self_attention  # type: ignore[misc]
+        return self._build(build, args, kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
 
-    def _without_plain_init(self) -> AbstractContextManager[Any]:
-        """Under σReparam `_initialise` draws the weights; drawing fairseq's first costs as much."""
-        stacks = (self.cfg.encoder, self.cfg.decoder)
-        if self.cfg.reparam != "sigma" or any(stack.xformers_att_config for stack in stacks):
-            return nullcontext()  # xFormers' attention may draw parameters of its own
-        return _SkipDraws()
-
-    def _initialise(
-        self, module: nn.Module, beta: tuple[str, ...], unit: tuple[str, ...] = ()
+    def _build(
+        self,
+        build: Callable[..., nn.Module],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beta: tuple[str, ...],
+        unit: tuple[str, ...] = (),
     ) -> nn.Module:
-        """Draws the weights of a freshly built module's linears and reparameterizes them.
+        """Lets fairseq build a module, draws its linears' weights and reparameterizes them.
 
         `beta` and `unit` name the linears whose Xavier gain is β or 1 under DeepNorm. Outside
         σReparam and DeepNorm the weights stay as fairseq drew them.
         """
+        sigma = self.cfg.reparam == "sigma"
+        xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
+        # Drawing fairseq's weights only to draw them anew costs as much again; but xFormers'
+        # attention may have parameters of its own to draw.
+        with _SkipDraws() if sigma and not xformers else nullcontext():
+            module = build(*args, **kwargs)
         gains = dict.fromkeys(beta, self.deepnorm.beta if self.deepnorm else 1.0)
         gains.update(dict.fromkeys(unit, 1.0))
         for name, gain in gains.items():
             linear = cast(nn.Linear, module.get_submodule(name))
-            if self.cfg.reparam == "sigma":
+            if sigma:
                 std = self.cfg.reparam_init_std * gain
                 init_truncated_normal_(linear.weight, linear.bias, std)
             elif self.deepnorm is not None:
@@ -106,9 +107,8 @@ class TransformerDecoderLayer(_StableLayer, TransformerDecoderLayerBase):
     """A decoder layer, (time, batch, channel) → the same; see `_StableLayer` for what is added."""
 
     def build_encoder_attention(self, *args: Any, **kwargs: Any) -> nn.Module:
-        with self._without_plain_init():
-            attention = super().build_encoder_attention(*args, **kwargs)
-        return self._initialise(attention, beta=BETA_PROJECTIONS, unit=UNIT_PROJECTIONS)
+        build = super().build_encoder_attention
+        return self._build(build, args, kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:

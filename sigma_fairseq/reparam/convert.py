@@ -47,7 +47,8 @@ def convert(
     Args:
         model: any module; parameters keep their values.
         reparam: "sigma" (Eq. 2), "spectral_norm" (γ fixed at 1) or "weight_norm" (Salimans &
-            Kingma, 2016), both from `torch.nn.utils.parametrizations`; "none" does nothing.
+            Kingma, 2016), both from `torch.nn.utils.parametrizations`, whose spectral norm takes
+            its step of power iteration at every forward pass of training; "none" does nothing.
         where: `where(name, module)` says which modules are converted; default: all.
         gamma: "one" changes the model's function (σ(Ŵ) = 1), "sigma" keeps it. For "sigma" only.
         qkv: which of an attention's projections share one σ and γ (Appendix E.3). For "sigma" only.

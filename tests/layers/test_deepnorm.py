@@ -1,4 +1,4 @@
-"""DeepNorm's constants, against the table of Wang et al. (2022) worked out by hand and torchscale."""
+"""The constants of DeepNorm, against values worked out by hand and against torchscale."""
 
 import pytest
 from torchscale.architecture.config import EncoderDecoderConfig

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_fairseq.layers import deepnorm
 from sigma_fairseq.reparam import sigma_norms
@@ -66,6 +67,36 @@ def test_sigma_draws_every_weight_and_zeroes_every_bias(wide: Callable[..., Any]
         if name.endswith("proj.bias") or (".fc" in name and name.endswith("bias")):
             assert not parameter.any(), name
         assert torch.isfinite(parameter).all(), name
+
+
+class Draws(TorchDispatchMode):
+    """Counts the random numbers drawn inside it and names the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.operations.add(name)
+        if name in ("uniform_", "normal_"):
+            self.numbers += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def test_building_draws_every_weight_once_and_takes_no_svd(build: Callable[..., Any]) -> None:
+    counts = {}
+    for architecture in ("transformer_postln_6l", "transformer_reparam_deepnorm_6l"):
+        with Draws() as draws:
+            model = build(architecture, share_all_embeddings=True)
+        counts[architecture] = draws.numbers
+        assert not [name for name in draws.operations if "svd" in name]
+    # fairseq itself draws the weights of attention twice, and biases.
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    tables = 2 * 24 * 16  # nn.Embedding draws, then fairseq does
+    assert counts["transformer_reparam_deepnorm_6l"] == matrices + tables // 2 + 24 * 16
+    assert counts["transformer_reparam_deepnorm_6l"] < counts["transformer_postln_6l"]
 
 
 @pytest.mark.parametrize("architecture", ["transformer_postln_6l", "transformer_preln_6l"])

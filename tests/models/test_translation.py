@@ -181,6 +181,21 @@ def test_beam_search_is_the_same_after_fusing(build: Callable[..., Any], task: A
         assert [h["tokens"].tolist() for h in mine] == [h["tokens"].tolist() for h in other]
 
 
+def test_a_narrowed_model_trains_with_sigma_in_fp32(build: Callable[..., Any]) -> None:
+    model = build("transformer_reparam_deepnorm_6l", reparam_qkv="qk", **SHALLOW)
+    wide = loss(model.eval())
+    model.train().bfloat16()  # as fairseq's --bf16 does
+    model.set_num_updates(0)
+    narrow = loss(model)
+    torch.testing.assert_close(narrow.float(), wide, rtol=0.05, atol=0.05)
+    narrow.backward()
+    for norm, stack in sigma_norms(model):
+        assert norm.u.dtype == norm.v.dtype == norm.gamma.dtype == torch.float32
+        assert norm.gamma.grad.dtype == torch.float32
+        assert {block.dtype for block in stack} == {torch.bfloat16}
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_one_power_iteration_an_update(build: Callable[..., Any]) -> None:
     model = build("transformer_reparam_deepnorm_6l", **SHALLOW)
 
@@ -257,6 +272,13 @@ def test_a_group_of_unequal_widths_is_refused(build: Callable[..., Any]) -> None
             decoder_embed_dim=24,
             reparam_qkv="qk",
         )
+
+
+def test_a_model_with_its_own_gamma_rate_can_be_copied(build: Callable[..., Any]) -> None:
+    """fairseq's --store-ema deep-copies the model."""
+    model = build("transformer_reparam_deepnorm_6l", gamma_lr_scale=2.0, **SHALLOW).eval()
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**batch())[0], model(**batch())[0])
 
 
 def test_missing_and_unknown_keys_are_named(build: Callable[..., Any]) -> None:

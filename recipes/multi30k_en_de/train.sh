@@ -41,9 +41,9 @@ if [ "${NARROW:-0}" != 0 ]; then
     settings+=(
         --cpu --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
         --encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0.1
-        --max-tokens 2048 --warmup-updates 300 --max-update 2000
+        --max-tokens 2048 --warmup-updates 300 --max-update 1500
     )
-    rate=1.4e-3 reparam_rate=4.5e-3
+    rate=3e-3 reparam_rate=4.5e-3
 else
     settings+=(--dropout 0.3 --max-tokens 4096 --warmup-updates 1000 --max-update 8000)
     rate=5e-4 reparam_rate=1.6e-3

@@ -78,8 +78,8 @@ def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         type=_rate,
         nargs="+",
         metavar="RATE",
-        help="train all three models at each of these (default: all three at one rate that is hot, "
-        "then each baseline at one that it bears)",
+        help="train all three models at each of these (default: all three at one that is hot, and "
+        "DeepNorm at one that it bears)",
     )
     demo.add_argument(
         "--updates",
@@ -121,14 +121,18 @@ def _demo(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _stopped_like_ctrl_c() -> Iterator[None]:
-    """Lets the end of a terminal or job reach the trainings too, which would else run on."""
+    """Lets the end of a terminal or job reach the trainings too, which would else run on.
+
+    A signal that is ignored, as under nohup, stays ignored.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:

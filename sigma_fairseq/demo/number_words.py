@@ -14,9 +14,8 @@ to get every piece of the target.
 import random
 from pathlib import Path
 
-#: Number words are written for the integers of up to so many digits, from 0 to `LIMIT - 1`.
-DIGITS = 6
-LIMIT = 10**DIGITS
+#: Number words are written for the integers from 0 to `LIMIT - 1`.
+LIMIT = 1_000_000
 
 _ENGLISH = (  # noqa: SIM905 (twenty words, one to a line, are no easier to read)
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -91,9 +90,8 @@ def german(number: int) -> str:
 def write_corpus(directory: Path, seed: int, train: int, valid: int, test: int) -> None:
     """Writes `{train,valid,test}.{en,de}`, one number a line, the languages line by line in step.
 
-    A number has as likely one digit as six, as long as there are new ones of that length: none is
-    in the corpus twice, so whatever a model gets right in the test part, it has not seen. The same
-    arguments write the same bytes.
+    The numbers are drawn evenly from the whole range and none is in the corpus twice, so whatever a
+    model gets right in the test part, it has not seen. The same arguments write the same bytes.
 
     Args:
         directory: where to write; made if it does not exist.
@@ -101,32 +99,22 @@ def write_corpus(directory: Path, seed: int, train: int, valid: int, test: int) 
         train: lines of the training part, and likewise `valid` and `test`; each at least 1.
 
     Raises:
-        ValueError: a part is empty, or all of them together are more than half of the numbers.
+        ValueError: a part is empty, or all of them together are more than there are numbers.
     """
     sizes = {"train": train, "valid": valid, "test": test}
     for part, size in sizes.items():
         if size < 1:
             raise ValueError(f"the {part} part needs at least 1 line, not {size}")
     lines = sum(sizes.values())
-    if lines > LIMIT // 2:
-        raise ValueError(f"{lines} lines are more than {LIMIT // 2}, half of the numbers there are")
-    numbers = iter(_distinct_numbers(random.Random(seed), lines))
+    if lines > LIMIT:
+        raise ValueError(f"{lines} lines asked for, but there are {LIMIT} numbers")
+    numbers = iter(random.Random(seed).sample(range(LIMIT), lines))
     directory.mkdir(parents=True, exist_ok=True)
     for part, size in sizes.items():
         chosen = [next(numbers) for _ in range(size)]
         for language, spell in (("en", english), ("de", german)):
             text = "".join(spell(number) + "\n" for number in chosen)
             (directory / f"{part}.{language}").write_text(text, encoding="utf-8")
-
-
-def _distinct_numbers(draw: random.Random, size: int) -> list[int]:
-    """Numbers of one to six digits, in an order that says nothing of their lengths."""
-    numbers: dict[int, None] = {}
-    while len(numbers) < size:
-        numbers[draw.randrange(10 ** draw.randint(1, DIGITS))] = None
-    shuffled = list(numbers)
-    draw.shuffle(shuffled)
-    return shuffled
 
 
 def _check(number: int) -> None:

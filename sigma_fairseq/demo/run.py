@@ -100,7 +100,7 @@ def _announced(
     result = training.result()
     assert result is not None
     if result.loss is None:
-        progress.say(f"{training.contender}: diverged after {result.diverged_after} updates")
+        progress.say(f"{training.contender}: diverged after {result.diverged_after}+ updates")
     else:
         progress.say(
             f"{training.contender}: loss {result.loss:.3f}, exact match {result.exact_match:.1%}"

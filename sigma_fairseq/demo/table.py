@@ -49,7 +49,7 @@ def _columns(unigram_loss: float, rows: Sequence[Row]) -> list[str]:
     ]
     for contender, result, folder in rows:
         if result.loss is None:
-            trained, figures = f"diverged after {result.diverged_after} updates", ("-",) * 4
+            trained, figures = f"diverged after {result.diverged_after}+ updates", ("-",) * 4
         else:
             trained = "yes" if is_trained(result, unigram_loss) else "no"
             figures = (

@@ -28,7 +28,8 @@ class Result:
     Attributes:
         updates: asked for, and made unless it diverged.
         loss: of the last updates, in bits a target token; None if it diverged.
-        diverged_after: updates after which fairseq gave up on gradients that were not finite.
+        diverged_after: the last update logged before fairseq gave up on gradients that were not
+            finite.
         bleu: corpus BLEU of the test part's translations, on characters.
         exact_match: share of the test part that is translated without an error.
         seconds: training time, those of earlier attempts that this one went on from included.
@@ -70,10 +71,11 @@ class Training:
             return
         self._make_room()
         if self._updates_and_seconds()[0] < self._settings.updates:
+            logged_before = len(self._log_text())
             try:
                 yield self._train_command()
             except CommandFailedError:
-                if not self._diverged():
+                if "\nFloatingPointError: " not in self._log_text()[logged_before:]:
                     raise
                 self._save(Result(self._settings.updates, diverged_after=self.progress()[0]))
                 return
@@ -161,14 +163,9 @@ class Training:
         return [
             *(sys.executable, "-m", f"fairseq_cli.{command}", str(self._corpus.binary)),
             *("--user-dir", str(Path(sigma_fairseq.__file__).resolve().parent)),
-            *(
-                "--task",
-                "translation",
-                "--source-lang",
-                LANGUAGES[0],
-                "--target-lang",
-                LANGUAGES[1],
-            ),
+            *("--task", "translation"),
+            *("--source-lang", LANGUAGES[0]),
+            *("--target-lang", LANGUAGES[1]),
             *("--cpu", "--num-workers", "0", "--no-progress-bar"),
             # At fairseq's default of 8 up to 7 sentences of a part are left out without a word.
             *("--required-batch-size-multiple", "1"),
@@ -204,14 +201,13 @@ class Training:
 
     def _logged_losses(self) -> dict[int, float]:
         """Update → mean loss since the one logged before it. Of two attempts, the later counts."""
-        if not self.log.is_file():
-            return {}
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        points = [json.loads(point) for point in _LOGGED.findall(text)]
+        points = [json.loads(point) for point in _LOGGED.findall(self._log_text())]
         return {int(point["num_updates"]): float(point["loss"]) for point in points}
 
-    def _diverged(self) -> bool:
-        return "\nFloatingPointError: " in self.log.read_text(encoding="utf-8", errors="replace")
+    def _log_text(self) -> str:
+        if not self.log.is_file():
+            return ""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def _evaluate(self) -> Result:
         from sacrebleu.metrics import BLEU
@@ -234,6 +230,8 @@ class Training:
             for update, loss in self._logged_losses().items()
             if updates * (1 - FINAL_PART) < update <= updates
         ]
+        if not last:
+            raise DemoError(f"{self.log} has no loss of the last updates: remove {self.folder}")
         return Result(
             updates,
             loss=sum(last) / len(last),

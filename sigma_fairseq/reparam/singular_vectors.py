@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 #: Size of the Krylov space. On Gaussian 512 × 512 matrices, whose leading singular values lie
-#: next to each other, σ comes out about 1 % short; the power iteration of training does the rest.
+#: next to each other, σ comes out 1 to 2 % short; the power iteration of training does the rest.
 KRYLOV_STEPS = 8
 
 

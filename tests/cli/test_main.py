@@ -137,3 +137,17 @@ def test_end_of_the_terminal_or_job_is_like_ctrl_c(
     monkeypatch.setattr(run, "run_demo", run_until_killed)
     assert main(["demo"]) == 130
     assert signal.getsignal(number) == before
+
+
+def test_nohup_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_through_it(*args: object) -> str:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return "the table"
+
+    monkeypatch.setattr(run, "run_demo", run_through_it)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["demo"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert capsys.readouterr().out == "the table\n"

@@ -92,8 +92,8 @@ def test_bleu_and_exact_match_are_of_the_text_that_was_generated(finished: Finis
 
 def test_gradients_that_are_not_finite_are_a_finding_and_no_error(finished: Finished) -> None:
     row = next(line for line in finished.table.splitlines() if line.startswith("too hot"))
-    assert re.search(r"1e\+30  diverged after \d updates", row)
-    assert re.search(r"too hot at 1e\+30: diverged after \d updates", finished.progress)
+    assert re.search(r"1e\+30  diverged after \d\+ updates", row)
+    assert re.search(r"too hot at 1e\+30: diverged after \d\+ updates", finished.progress)
 
 
 def test_progress_tells_of_every_training(finished: Finished) -> None:

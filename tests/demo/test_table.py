@@ -42,7 +42,7 @@ def test_columns_line_up_and_hold_the_figures() -> None:
     words = [line.split() for line in lines[head + 2 : head + 5]]
     assert words[0] == ["A", "0.003", "yes", "0.020", "98.8", "95.4%", "81", "runs/A-0.003"]
     assert words[1][:4] == ["model", "B", "0.0003", "no"]
-    assert words[2] == ["A", "10", "diverged", "after", "37", "updates", *"----", "runs/A-10"]
+    assert words[2] == ["A", "10", "diverged", "after", "37+", "updates", *"----", "runs/A-10"]
     assert {line.index("runs/") for line in lines[head + 2 : head + 5]} == {
         lines[head].index("checkpoint")
     }

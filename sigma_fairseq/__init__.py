@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 if find_spec("fairseq") is not None:
     from sigma_fairseq import checkpoints as checkpoints
+    from sigma_fairseq.criterions import monitored as monitored
     from sigma_fairseq.models import translation as translation
 
 __version__ = "0.1.0"

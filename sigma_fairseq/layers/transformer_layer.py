@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 from fairseq.distributed import fsdp_wrap
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
@@ -14,6 +16,7 @@ from fairseq.modules.transformer_layer import (
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.layers.deepnorm import DeepNorm
 from sigma_fairseq.reparam import convert
 from sigma_fairseq.reparam.layers import init_truncated_normal_
@@ -64,9 +67,23 @@ class _StableLayer(nn.Module):
     def build_fc2(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self._build(super().build_fc2, args, kwargs, BETA_ITSELF)  # type: ignore[misc]
 
-    def build_self_attention(self, *args: Any, **kwargs: Any) -> nn.Module:
-        build = super().build_self_attention  # type: ignore[misc]
-        return self._build(build, args, kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
+    def _build_attention(self, embed_dim: int, heads: int, **kwargs: Any) -> nn.Module:
+        """An attention of this layer, with what fairseq's layer gives all of its own."""
+        kwargs.update(
+            dropout=self.cfg.attention_dropout,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+        )
+        if kwargs["xformers_att_config"]:
+            build: Callable[..., nn.Module] = MultiheadAttention
+        else:
+            build = partial(
+                Attention,
+                qk_norm=self.cfg.qk_norm,
+                temperature=self.cfg.attention_temperature,
+                temperature_from_update=self.cfg.temperature_from_update,
+            )
+        return self._build(build, (embed_dim, heads), kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
 
     def _build(
         self,
@@ -102,13 +119,36 @@ class _StableLayer(nn.Module):
 class TransformerEncoderLayer(_StableLayer, TransformerEncoderLayerBase):
     """An encoder layer, (time, batch, channel) → the same; see `_StableLayer` for what is added."""
 
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+        return self._build_attention(
+            embed_dim,
+            cfg.encoder.attention_heads,
+            self_attention=True,
+            xformers_att_config=cfg.encoder.xformers_att_config,
+        )
+
 
 class TransformerDecoderLayer(_StableLayer, TransformerDecoderLayerBase):
     """A decoder layer, (time, batch, channel) → the same; see `_StableLayer` for what is added."""
 
-    def build_encoder_attention(self, *args: Any, **kwargs: Any) -> nn.Module:
-        build = super().build_encoder_attention
-        return self._build(build, args, kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
+    def build_self_attention(self, embed_dim: int, cfg: Any, **kwargs: Any) -> nn.Module:
+        return self._build_attention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            self_attention=not cfg.cross_self_attention,
+            xformers_att_config=cfg.decoder.xformers_att_config,
+            **kwargs,
+        )
+
+    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+        return self._build_attention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            kdim=cfg.encoder.embed_dim,
+            vdim=cfg.encoder.embed_dim,
+            encoder_decoder_attention=True,
+            xformers_att_config=cfg.encoder.xformers_att_config,
+        )
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:

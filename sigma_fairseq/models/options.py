@@ -14,7 +14,7 @@ QkvGrouping = ChoiceEnum(["separate", "qk", "qkv"])
 
 @dataclass
 class StabilityConfig(FairseqDataclass):
-    """Norm placement and reparameterization of a model."""
+    """Norm placement, reparameterization and attention of a model."""
 
     norm: NormPlacement = field(  # type: ignore[valid-type]
         default="postln",
@@ -50,6 +50,24 @@ class StabilityConfig(FairseqDataclass):
         metadata={
             "help": "learning rate of gamma, as a multiple of the others' (the paper uses 2 on "
             "960 h of speech; sigma only)"
+        },
+    )
+    qk_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "LayerNorm on each head's queries and keys before their product (Dehghani et "
+            "al., 2023)"
+        },
+    )
+    attention_temperature: float = field(
+        default=1.0,
+        metadata={"help": "divides the logits of every attention (the paper's intervention: 0.1)"},
+    )
+    temperature_from_update: int = field(
+        default=0,
+        metadata={
+            "help": "update from which on --attention-temperature holds; before it the temperature "
+            "is 1"
         },
     )
 
@@ -91,3 +109,18 @@ def check_options(options: Any) -> None:
             f"--quant-noise-pq changes plain weights and contradicts --reparam {reparam}; "
             "allowed: --reparam none"
         )
+    _check_attention(options)
+
+
+def _check_attention(options: Any) -> None:
+    temperature, update = options.attention_temperature, options.temperature_from_update
+    if not temperature > 0:
+        raise ValueError(f"--attention-temperature {temperature} is not above 0")
+    if update < 0:
+        raise ValueError(f"--temperature-from-update {update} is below 0")
+    if update and temperature == 1:
+        raise ValueError(f"--temperature-from-update {update} needs --attention-temperature")
+    for name in ("encoder_xformers_att_config", "decoder_xformers_att_config"):
+        if getattr(options, name, None) and (options.qk_norm or temperature != 1):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} has neither --qk-norm nor --attention-temperature")

@@ -13,6 +13,7 @@ class StableModel(BaseFairseqModel):
 
     _gamma_learning_rate: LearningRateScale | None = None
     _iterated_update: int | None = None
+    _announced_update: int = 0
 
     def scale_gamma_learning_rate(self, scale: float) -> None:
         """Multiplies the learning rate of every γ by `scale`, whatever the optimizer."""
@@ -23,6 +24,7 @@ class StableModel(BaseFairseqModel):
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq announces update `num_updates`, before each of its micro-batches."""
         super().set_num_updates(num_updates)
+        self._announced_update = num_updates
         if self.training and num_updates != self._iterated_update:
             if self._gamma_learning_rate is not None and self._iterated_update is not None:
                 self._gamma_learning_rate.check_applied()
@@ -34,6 +36,8 @@ class StableModel(BaseFairseqModel):
         result = super().load_state_dict(state_dict, *args, **kwargs)
         # fairseq announces the update it resumes from before it loads: that did not count.
         self._iterated_update = None
+        # And it is one ahead of the last that the state was trained at, whose temperature holds.
+        super().set_num_updates(max(self._announced_update - 1, 0))
         return result
 
     def make_generation_fast_(self, **kwargs: Any) -> None:

@@ -18,6 +18,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from sigma_fairseq.optim.optimizer_tensors import locate
+
 
 class LearningRateScale:
     """Multiplies the learning rate of some parameters of a model.
@@ -36,9 +38,8 @@ class LearningRateScale:
         self.parameters = list(parameters)
         self.scale = scale
         self.applied = False
-        self._views: weakref.WeakKeyDictionary[Optimizer, list[Tensor] | None] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._views: weakref.WeakKeyDictionary[Optimizer, list[Tensor]]
+        self._views = weakref.WeakKeyDictionary()
         self._before: tuple[Tensor, ...] = ()
         for handle in (
             register_optimizer_step_pre_hook(self._remember),
@@ -72,25 +73,9 @@ class LearningRateScale:
             torch._foreach_copy_(views, scaled)
             self.applied = True
 
-    def _find(self, optimizer: Optimizer) -> list[Tensor] | None:
-        """Views of the scaled parameters inside the tensors an optimizer holds; None: not ours."""
+    def _find(self, optimizer: Optimizer) -> list[Tensor]:
+        """Views of the scaled parameters inside the tensors an optimizer holds; none: not ours."""
         model = self.model()
         assert model is not None
-        held = [p.data for group in optimizer.param_groups for p in group["params"]]
-        own = [p for p in model.parameters() if p.requires_grad]
-        # Both are the same numbers in the same order, cut differently. A criterion's come after.
-        wanted = {id(p) for p in self.parameters}
-        views, position, cursor = [], 0, 0
-        for parameter in own:
-            while position < len(held) and cursor == held[position].numel():
-                position, cursor = position + 1, 0
-            size = parameter.numel()
-            if position == len(held) or cursor + size > held[position].numel():
-                return None
-            view = held[position].view(-1)[cursor : cursor + size]
-            if id(parameter) in wanted:
-                if not torch.equal(view, parameter.data.view(-1).to(view.dtype)):
-                    return None
-                views.append(view)
-            cursor += size
-        return views
+        places = locate(optimizer, model)
+        return [places[id(p)].value() for p in self.parameters if id(p) in places]

@@ -1,4 +1,6 @@
-"""Leading singular vectors of one matrix from nothing, without an SVD of it."""
+"""Leading singular vectors of matrices from nothing, without an SVD of them."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,40 +10,78 @@ from torch import Tensor
 KRYLOV_STEPS = 8
 
 
-@torch.no_grad()
-def leading_singular_vectors(matrix: Tensor, steps: int = KRYLOV_STEPS) -> tuple[Tensor, Tensor]:
-    """Estimates the leading singular pair by Rayleigh-Ritz in the Krylov space of WᵀW.
+def random_start(matrix: Tensor) -> Tensor:
+    """A start vector (rows, 1) for matrices (..., rows, columns), always the same for a size.
 
-    Exact to rounding when `steps` reaches the rank. The start vector has a seed of its own, so no
-    random state is consumed and equal matrices give equal vectors.
+    It has a seed of its own, so no random state is consumed and equal matrices give equal vectors.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[-2], 1, generator=generator, dtype=matrix.dtype)
+    return start.to(matrix.device)
+
+
+def _unit(vector: Tensor, least: Tensor | float, fallback: Tensor | float) -> Tensor:
+    """Columns (..., n, 1) at unit length, or `fallback` where they are not longer than `least`."""
+    length = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+    return torch.where(length > least, vector / length, fallback)
+
+
+@torch.no_grad()
+def leading_singular_triplet(
+    apply: Callable[[Tensor], Tensor],
+    transposed: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates the leading singular triplet of linear maps by Rayleigh-Ritz in a Krylov space.
+
+    Exact to rounding when `steps` reaches the rank. Maps are treated as one batch, in the leading
+    dimensions.
 
     Args:
-        matrix: W, (rows, columns), fp32 or fp64.
+        apply: x ↦ Wx, (..., columns, 1) → (..., rows, 1).
+        transposed: y ↦ Wᵀy, (..., rows, 1) → (..., columns, 1).
+        start: where to begin, (..., rows, 1).
+        steps: dimension of the Krylov space; each costs one call of both.
+
+    Returns:
+        u (..., rows), σ (...) and v (..., columns): unit vectors with uᵀWv = σ ≥ 0; σ is never
+        above the true one but for rounding. For W = 0 the vectors are arbitrary.
+    """
+    vector = transposed(start)
+    basis: list[Tensor] = []  # orthonormal columns, or zero ones where the space holds all there is
+    images: list[Tensor] = []  # W times each of them
+    for _ in range(min(steps, start.shape[-2], vector.shape[-2])):
+        if images:
+            vector = transposed(images[-1])
+        # What is left of a vector that lies in the space already is rounding.
+        least = 1e-5 * torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        if basis:
+            space = torch.cat(basis, -1)
+            vector = vector - space @ (space.mT @ vector)
+        basis.append(_unit(vector, least, 0.0))
+        images.append(apply(basis[-1]))
+    image = torch.cat(images, -1)
+    # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix.
+    ritz = torch.linalg.eigh(image.mT @ image).eigenvectors[..., -1:]
+    leading = image @ ritz
+    u = _unit(leading, 0.0, _unit(start, 0.0, 0.0))
+    v = torch.cat(basis, -1) @ ritz
+    v = _unit(v, 0.0, torch.full_like(v, v.shape[-2] ** -0.5))
+    return u.squeeze(-1), torch.linalg.vector_norm(leading, dim=(-2, -1)), v.squeeze(-1)
+
+
+@torch.no_grad()
+def leading_singular_vectors(matrix: Tensor, steps: int = KRYLOV_STEPS) -> tuple[Tensor, Tensor]:
+    """Estimates the leading singular vectors of matrices, see `leading_singular_triplet`.
+
+    Args:
+        matrix: W, (..., rows, columns), fp32 or fp64.
         steps: dimension of the Krylov space; each costs a product with W and one with Wᵀ.
 
     Returns:
-        Unit vectors u (rows,) and v (columns,) with uᵀWv ≥ 0; arbitrary ones for a zero matrix.
+        Unit vectors u (..., rows) and v (..., columns) with uᵀWv ≥ 0; arbitrary ones for W = 0.
     """
-    rows, columns = matrix.shape
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(rows, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    vector = start @ matrix
-    basis = matrix.new_zeros(min(steps, rows, columns), columns)  # orthonormal rows
-    images = matrix.new_zeros(len(basis), rows)  # W times each of them
-    for step in range(len(basis)):
-        full = torch.linalg.vector_norm(vector)
-        if step:
-            vector = vector - (basis[:step] @ vector) @ basis[:step]
-        length = torch.linalg.vector_norm(vector)
-        if length <= 1e-5 * full:  # the space holds all there is; what is left is rounding
-            basis, images = basis[:step], images[:step]
-            break
-        basis[step] = vector / length
-        images[step] = matrix @ basis[step]
-        vector = images[step] @ matrix
-    if not images.any():
-        return start / start.norm(), torch.ones_like(matrix[0]) / columns**0.5
-    # The unit y that makes ‖W·basisᵀy‖ largest leads the images' Gram matrix.
-    ritz = torch.linalg.eigh(images @ images.T).eigenvectors[:, -1]
-    u, v = ritz @ images, ritz @ basis
-    return u / torch.linalg.vector_norm(u), v / torch.linalg.vector_norm(v)
+    start = random_start(matrix)
+    u, _, v = leading_singular_triplet(matrix.__matmul__, matrix.mT.__matmul__, start, steps)
+    return u, v

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.modules import MultiheadAttention
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_fairseq.layers import deepnorm
+from sigma_fairseq.layers.attention import DotProduct
 from sigma_fairseq.reparam import sigma_norms
 from sigma_fairseq.reparam.sigma_norm import original
 
@@ -123,3 +125,62 @@ def test_grouping(build: Callable[..., Any], qkv: str, gammas: int) -> None:
 def test_without_layernorm_there_is_none(build: Callable[..., Any]) -> None:
     model = build("transformer_reparam_noln_6l")
     assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_every_attention_goes_through_its_dot_product(
+    build: Callable[..., Any], checkpoint_activations: bool
+) -> None:
+    """What a monitor's forward hook reads, in training: all six arguments, by position."""
+    model = build("transformer_postln_6l", checkpoint_activations=checkpoint_activations).train()
+    seen: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DotProduct):
+            module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: args}))
+    tokens = torch.tensor([[5, 6, 7], [1, 8, 9]])  # 1 is padding
+    model(tokens, tokens.ne(1).sum(1), tokens[:, 1:])
+    attentions = [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)]
+    assert list(seen) == [f"{name}.dot_product" for name in attentions]
+    assert len(seen) == 18
+    for query, key, value, mask, dropout, need_weights in seen.values():
+        assert query.shape[:2] == key.shape[:2] == value.shape[:2] == (2, 4)
+        assert mask is None or mask.dtype == query.dtype
+        assert (dropout, need_weights.__class__) == (0.0, bool)
+
+
+@pytest.mark.parametrize("cross_self_attention", [False, True])
+def test_attentions_are_made_as_fairseqs(
+    build: Callable[..., Any], cross_self_attention: bool
+) -> None:
+    options = {
+        "attention_dropout": 0.3,
+        "decoder_attention_heads": 2,
+        "quant_noise_pq": 0.1,
+        "quant_noise_pq_block_size": 4,
+        "cross_self_attention": cross_self_attention,
+        "no_cross_attention": cross_self_attention,
+    }
+    if not cross_self_attention:
+        options["decoder_embed_dim"] = 24
+
+    def attentions(architecture: str) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: (
+                *(module.embed_dim, module.kdim, module.vdim, module.num_heads),
+                *(module.self_attention, module.encoder_decoder_attention),
+                *(module.dropout_module.p, len(module.q_proj._forward_pre_hooks)),
+            )
+            for name, module in build(architecture, **options).named_modules()
+            if isinstance(module, MultiheadAttention)
+        }
+
+    assert attentions("transformer_postln_6l") == attentions("transformer")
+
+
+def test_qk_norm_starts_as_a_layernorm_and_stays_out_of_sigma(build: Callable[..., Any]) -> None:
+    model = build("transformer_reparam_postln_6l", qk_norm=True)
+    norms = [m for n, m in model.named_modules() if n.endswith(("q_norm", "k_norm"))]
+    assert len(norms) == 2 * 18
+    for norm in norms:
+        assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+    assert len(list(sigma_norms(model))) == 16 * 6

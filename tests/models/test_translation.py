@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fairseq import models
+from fairseq.checkpoint_utils import load_model_ensemble
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
@@ -15,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from sigma_fairseq.models.translation import ARCHITECTURES, DEPTHS, TranslationModel
 from sigma_fairseq.reparam import sigma_norms
+from tests.conftest import USER_DIR
 
 SIX_LAYERS = [f"{name}_6l" for name in ARCHITECTURES]
 SHALLOW = {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
@@ -150,11 +153,18 @@ def test_checkpointed_activations_give_the_same_gradients(build: Callable[..., A
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-@pytest.mark.parametrize("architecture", SIX_LAYERS)
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        *((architecture, {}) for architecture in SIX_LAYERS),
+        *((f"transformer_{name}_6l", {"qk_norm": True}) for name in ("preln", "reparam_noln")),
+        ("transformer_reparam_noln_6l", {"attention_temperature": 0.1}),
+    ],
+)
 def test_incremental_decoding_equals_the_whole(
-    build: Callable[..., Any], architecture: str
+    build: Callable[..., Any], architecture: str, options: dict[str, Any]
 ) -> None:
-    model = build(architecture, **SHALLOW).eval()
+    model = build(architecture, **SHALLOW, **options).eval()
     inputs = batch()
     target = inputs["prev_output_tokens"]
     encoded = model.encoder(inputs["src_tokens"], inputs["src_lengths"])
@@ -179,6 +189,44 @@ def test_beam_search_is_the_same_after_fusing(build: Callable[..., Any], task: A
     ]
     for mine, other in zip(*hypotheses, strict=True):
         assert [h["tokens"].tolist() for h in mine] == [h["tokens"].tolist() for h in other]
+
+
+@pytest.mark.parametrize("shared_keys", [False, True])
+def test_beam_search_finds_what_fairseqs_finds(
+    build: Callable[..., Any], task: Any, shared_keys: bool
+) -> None:
+    torch.manual_seed(0)
+    theirs = build("transformer", **SHALLOW).eval()
+    ours = build("transformer_postln_6l", **SHALLOW).eval()
+    ours.load_state_dict(theirs.state_dict())
+    found = []
+    for model in (ours, theirs):
+        if shared_keys:
+            model.decoder.set_beam_size(3)
+        generator = SequenceGenerator([model], task.target_dictionary, beam_size=3, max_len_b=8)
+        found.append(generator.generate([model], {"net_input": batch()}))
+    for mine, other in zip(*found, strict=True):
+        assert [h["tokens"].tolist() for h in mine] == [h["tokens"].tolist() for h in other]
+        torch.testing.assert_close([h["attention"] for h in mine], [h["attention"] for h in other])
+
+
+@pytest.mark.parametrize("norm", ["postln", "preln", "deepnorm"])
+@pytest.mark.parametrize("reparam", ["none", "sigma"])
+def test_qk_norm_works_with_every_norm_and_sigma(
+    build: Callable[..., Any], norm: str, reparam: str
+) -> None:
+    options = {"norm": norm, "reparam": reparam, **SHALLOW}
+    model = build("transformer_postln_6l", qk_norm=True, **options)
+    model.train().set_num_updates(0)
+    before = loss(model)
+    before.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name and not name.endswith("original"):  # weight or gamma, and bias
+                parameter *= 10
+    # LayerNorm takes the factor out of the queries again, but for its epsilon.
+    torch.testing.assert_close(loss(model), before, rtol=1e-3, atol=1e-3)
 
 
 def test_a_narrowed_model_trains_with_sigma_in_fp32(build: Callable[..., Any]) -> None:
@@ -239,6 +287,56 @@ def test_deepnorm_survives_pruning_by_layers_to_keep(build: Callable[..., Any]) 
     assert torch.equal(kept.encoder.layers[1].fc1.weight, whole.encoder.layers[2].fc1.weight)
 
 
+def hotter(model: nn.Module, temperature: float) -> nn.Module:
+    """A copy whose queries are longer by 1 / temperature, which divides the logits as much."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name:
+                parameter /= temperature
+    return model
+
+
+def test_temperature_from_an_update_on(build: Callable[..., Any]) -> None:
+    model = build(
+        "transformer_deepnorm_6l", attention_temperature=0.25, temperature_from_update=3, **SHALLOW
+    )
+    plain = build("transformer_deepnorm_6l", **SHALLOW)
+    state = copy.deepcopy(model.state_dict())
+    plain.load_state_dict(state)
+    cold, hot = loss(plain), loss(hotter(plain, 0.25))
+    assert not torch.isclose(cold, hot)
+
+    def loss_at(update: int) -> Tensor:
+        model.set_num_updates(update)
+        return loss(model)
+
+    torch.testing.assert_close(loss(model), cold)
+    torch.testing.assert_close(loss_at(2), cold)
+    torch.testing.assert_close(loss_at(3), hot)
+    torch.testing.assert_close(loss_at(3), hot)  # another micro-batch
+    torch.testing.assert_close(loss_at(4), hot)
+
+
+@pytest.mark.parametrize(
+    ("update", "from_update", "trained_hot"), [(3, 3, 0), (4, 3, 1), (0, 0, 1)]
+)
+def test_a_checkpoint_keeps_the_temperature_it_was_trained_at(
+    build: Callable[..., Any], update: int, from_update: int, trained_hot: bool
+) -> None:
+    """fairseq announces how many updates a state has had, then loads it."""
+    options = {"attention_temperature": 0.25, "temperature_from_update": from_update}
+    model = build("transformer_deepnorm_6l", **options, **SHALLOW)
+    plain = build("transformer_deepnorm_6l", **SHALLOW)
+    plain.load_state_dict(copy.deepcopy(model.state_dict()))
+    hot = hotter(plain, 0.25)
+    model.set_num_updates(update)
+    model.load_state_dict(copy.deepcopy(plain.state_dict()))
+    torch.testing.assert_close(loss(model), loss(hot if trained_hot else plain))
+    model.set_num_updates(update)  # training goes on
+    torch.testing.assert_close(loss(model), loss(hot))
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
@@ -254,6 +352,19 @@ def test_deepnorm_survives_pruning_by_layers_to_keep(build: Callable[..., Any]) 
         ),
         ("transformer_reparam_noln_6l", {"layernorm_embedding": True}, "contradicts --norm noln"),
         ("transformer_reparam_postln_6l", {"quant_noise_pq": 0.1}, "--quant-noise-pq"),
+        ("transformer_postln_6l", {"attention_temperature": 0.0}, "is not above 0"),
+        ("transformer_postln_6l", {"attention_temperature": float("nan")}, "is not above 0"),
+        ("transformer_postln_6l", {"temperature_from_update": -1}, "is below 0"),
+        (
+            "transformer_postln_6l",
+            {"temperature_from_update": 5},
+            "--temperature-from-update 5 needs --attention-temperature",
+        ),
+        (
+            "transformer_postln_6l",
+            {"qk_norm": True, "decoder_xformers_att_config": "{'name': 'scaled_dot_product'}"},
+            "--decoder-xformers-att-config has neither --qk-norm nor",
+        ),
     ],
 )
 def test_contradictions_are_refused_in_one_line(
@@ -290,3 +401,24 @@ def test_missing_and_unknown_keys_are_named(build: Callable[..., Any]) -> None:
         model.load_state_dict(state)
     with pytest.raises(RuntimeError, match="surprise"):
         model.load_state_dict({**state, gamma: value, "surprise": value})
+
+
+def test_checkpoints_of_an_intervention_load_with_their_own_temperature(
+    fairseq: Callable[..., Any], data_bin: Path, tmp_path: Path
+) -> None:
+    fairseq(
+        "train",
+        *(str(data_bin), "--user-dir", USER_DIR, "--cpu", "--save-dir", str(tmp_path)),
+        *("--arch", "transformer_postln_6l", "--encoder-layers", "1", "--decoder-layers", "1"),
+        *("--encoder-embed-dim", "16", "--qk-norm", "--batch-size", "16", "--optimizer", "adam"),
+        *("--attention-temperature", "0.1", "--temperature-from-update", "2"),
+        *("--max-update", "3", "--save-interval-updates", "1", "--disable-validation"),
+    )
+    scales = []
+    for update in (1, 2, 3):
+        path = str(tmp_path / f"checkpoint_1_{update}.pt")
+        ((model,), _) = load_model_ensemble([path])
+        attention = model.decoder.layers[0].encoder_attn
+        assert isinstance(attention.q_norm, nn.LayerNorm)
+        scales.append(attention.dot_product.scale * attention.head_dim**0.5)
+    assert scales == pytest.approx([1, 1, 10])

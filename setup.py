@@ -47,6 +47,7 @@ setup(
             "hypothesis",
             "ruff",
             "mypy",
+            "tensorboard",
             "pre-commit",
             "types-setuptools",
         ],

@@ -194,8 +194,10 @@ class MonitoredTraining:
 
 def _updates_made() -> int:
     """As fairseq's trainer has logged it; a criterion is not told."""
-    meter = metrics.get_meter("default", "num_updates")
-    return 0 if meter is None else int(meter.val)
+    # Meters named by metrics.get_meter are those of a checkpoint after a resume, and stand still.
+    active = metrics.get_active_aggregators()
+    values = [meters["num_updates"].val for meters in active if "num_updates" in meters]
+    return int(max((value for value in values if value is not None), default=0))
 
 
 def _register(name: str, criterion: type[FairseqCriterion], config: type[FairseqDataclass]) -> None:

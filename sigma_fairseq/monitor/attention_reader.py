@@ -66,7 +66,7 @@ class AttentionSums:
         entropy: nats, (A, heads).
         bound: Theorem 3.1's bound, nats, (A, heads).
         uniform: log of the number of keys a query sees, (A, heads).
-        least: least entropy of a query, (A, heads); inf where there is none.
+        least: least entropy of a query that sees several keys, (A, heads); inf where none does.
     """
 
     def __init__(self, attentions: int, heads: int, device: torch.device) -> None:
@@ -118,7 +118,7 @@ class AttentionReader:
                     stack.callback(module.dot_product.register_forward_pre_hook(take).remove)
             yield sums
         for group in self._waiting.values():
-            self._add(group)
+            self._flush(group)
         self._waiting.clear()
         self._inputs.clear()
         self._decoder_padding.clear()
@@ -183,7 +183,12 @@ class AttentionReader:
         group.append(product)
         elements = query[..., 0].numel() * key.shape[-2]
         if len(group) * elements > BLOCK_ELEMENTS:
-            self._add(group)
+            self._flush(group)
+
+    def _flush(self, group: list[Product]) -> None:
+        if group:
+            with torch.autocast(group[0].query.device.type, enabled=False):
+                self._add(group)
             group.clear()
 
     @torch.no_grad()
@@ -191,8 +196,6 @@ class AttentionReader:
         """Adds to the sums what a group of products of equal shapes (n of them) comes to."""
         sums, norms = self._sums, self._norms
         assert sums is not None and norms is not None
-        if not group:
-            return
         first = group[0]
         query = torch.stack([product.query for product in group])  # (n, batch, heads, queries, d)
         key = torch.stack([product.key for product in group])
@@ -233,7 +236,8 @@ class AttentionReader:
         sums.entropy[rows, :heads] += total(entropy)
         sums.bound[rows, :heads] += total(bound.expand(entropy.shape))
         sums.uniform[rows, :heads] += total(seen.clamp(min=1).log().expand(entropy.shape))
-        least = torch.where(valid, entropy, torch.inf).amin((1, 3)).double()
+        chosen = valid & (seen > 1)  # a query of one key is at 0 whatever the model does
+        least = torch.where(chosen, entropy, torch.inf).amin((1, 3)).double()
         sums.least[rows, :heads] = torch.minimum(sums.least[rows, :heads], least)
 
 

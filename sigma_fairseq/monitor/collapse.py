@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sigma_fairseq.monitor.parts import Attention
+from sigma_fairseq.monitor.records import finite_mean
 from sigma_fairseq.verdict import Verdict, judge
 
 #: Losses that a verdict is based on: when twice as many have come, neighbours are averaged.
@@ -36,7 +37,7 @@ class CollapseWatch:
 
     def look(self, record: np.ndarray) -> list[str]:
         """What is newly wrong with a sample, a line each; nothing is said a second time."""
-        layers = np.nanmean(record["entropy"], 1)
+        layers = finite_mean(record["entropy"], 1)
         self._last_seen = self._lowest(record, layers)
         found = []
         share = layers / record["entropy_max"]

@@ -50,8 +50,8 @@ class Monitor:
     - `update`: updates made before; `seconds`: Unix time; `learning_rate`
     - `loss`: of training, bits a target token, over the updates since the sample before
     - `entropy` (A, H): mean over all valid queries of the update, nats; `entropy_min` (A, H): the
-      least of a query; `entropy_bound` (A, H): mean of Theorem 3.1's bound; `entropy_max` (A,):
-      that of uniform attention
+      least of a query that sees several keys; `entropy_bound` (A, H): mean of Theorem 3.1's bound
+      over the queries; `entropy_max` (A,): that of uniform attention
     - `key_query_norm` (A, H): ‖W_Kᵀ W_Q‖₂ of a head
     - `spectral_norm` (M,): ‖Ŵ‖₂; `gamma` (M,); `sigma_error` (M,): (σ - uᵀWv)/σ
     - `gradient_norm` (M,): of W, as the optimizer gets it, so after clipping; `update_ratio` (M,):
@@ -132,7 +132,8 @@ class Monitor:
         # fairseq has just cleared the gradients, so what came before was an update, or a try at
         # one that it gave up (an overflow in fp16).
         if self._first.grad is None:
-            self._begin(update)
+            with torch.autocast(self._first.device.type, enabled=False):
+                self._begin(update)
 
         def add(loss: Tensor, loss_sum: Any, sample_size: Any) -> None:
             size, total = (self._number(value) for value in (sample_size, loss_sum))
@@ -263,7 +264,7 @@ class Monitor:
         return {
             "loss": loss / sample_size / math.log(2),
             "entropy": entropy / count,
-            "entropy_min": torch.where(count > 0, least, torch.nan),
+            "entropy_min": torch.where(least.isfinite(), least, torch.nan),
             "entropy_bound": bound / count,
             "entropy_max": (uniform / count).nanmean(1),
         }

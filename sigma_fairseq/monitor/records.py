@@ -38,6 +38,14 @@ def record_dtype(attentions: int, heads: int, matrices: int, embeddings: int) ->
     )
 
 
+def finite_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean of what is not NaN; NaN, without a warning, where all is (a layer that was dropped)."""
+    count = np.isfinite(values).sum(axis)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = np.nansum(values, axis) / count
+    return mean
+
+
 class RecordWriter:
     """Appends records to `monitor.npy` in a folder; what is there already is kept.
 

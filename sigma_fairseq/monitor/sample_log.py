@@ -4,6 +4,7 @@ import numpy as np
 from fairseq.logging import metrics
 
 from sigma_fairseq.monitor.monitor import Monitor
+from sigma_fairseq.monitor.records import finite_mean
 
 #: Figures of a record in fairseq's log, as means or extremes over all layers.
 KINDS = ("encoder self", "decoder self", "encoder-decoder")
@@ -22,24 +23,21 @@ class SampleLog:
 
     def show(self, record: np.ndarray) -> None:
         """Logs a new sample; call it in a training step."""
-        layers = np.nanmean(record["entropy"], 1)
+        layers = finite_mean(record["entropy"], 1)
         means = {
-            f"entropy/{kind.replace(' ', '_').replace('-', '_')}": layers[
-                self._kinds == kind
-            ].mean()
+            f"entropy/{kind.replace(' ', '_').replace('-', '_')}": layers[self._kinds == kind]
             for kind in KINDS
             if kind in self._kinds
         }
-        figures = {
-            **means,
-            "entropy/lowest_layer": np.nanmin(layers),
-            "entropy/bound": np.nanmean(record["entropy_bound"]),
-            "spectral_norm/mean": np.nanmean(record["spectral_norm"]),
-            "spectral_norm/largest": np.nanmax(record["spectral_norm"]),
-            "spectral_norm/key_query": np.nanmax(record["key_query_norm"]),
-            "gradient_norm/mean": np.nanmean(record["gradient_norm"]),
-            "gradient_norm/largest": np.nanmax(record["gradient_norm"]),
-            "update_ratio/mean": np.nanmean(record["update_ratio"]),
+        figures = {name: finite_mean(values) for name, values in means.items()} | {
+            "entropy/lowest_layer": np.fmin.reduce(layers),
+            "entropy/bound": finite_mean(record["entropy_bound"]),
+            "spectral_norm/mean": finite_mean(record["spectral_norm"]),
+            "spectral_norm/largest": np.fmax.reduce(record["spectral_norm"]),
+            "spectral_norm/key_query": np.fmax.reduce(record["key_query_norm"], axis=None),
+            "gradient_norm/mean": finite_mean(record["gradient_norm"]),
+            "gradient_norm/largest": np.fmax.reduce(record["gradient_norm"]),
+            "update_ratio/mean": finite_mean(record["update_ratio"]),
         }
         self._shown = {name: float(value) for name, value in figures.items()}
         self._log(1)

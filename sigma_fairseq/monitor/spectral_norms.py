@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sigma_fairseq.monitor.parts import Attention, Matrix
 from sigma_fairseq.reparam import sigma_norms
-from sigma_fairseq.reparam.effective_weight import at_least_fp32
+from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32
 from sigma_fairseq.reparam.singular_vectors import (
     KRYLOV_STEPS,
     leading_singular_triplet,
@@ -18,7 +18,7 @@ from sigma_fairseq.reparam.singular_vectors import (
 #: Steps from the singular vectors found before, and the share of a random vector that is mixed in
 #: so that a singular value which has overtaken the leading one is found.
 WARM_STEPS = 2
-WARM_NOISE = 0.3
+WARM_NOISE = 0.1
 #: Weights in one batch, which is a copy of them.
 BATCH_ELEMENTS = 2**25
 
@@ -35,7 +35,7 @@ def effective_scales(model: nn.Module) -> dict[int, Tensor]:
         v = torch.stack([norm.v for norm, _ in batch])  # (n, columns)
         product = rows.view(len(batch), -1, rows.shape[1]) @ v.unsqueeze(-1)  # (n, rows, 1)
         gamma = torch.stack([norm.gamma.detach() for norm, _ in batch])
-        scale = gamma / (u * product.squeeze(-1)).sum(-1)
+        scale = gamma / (u * product.squeeze(-1)).sum(-1).clamp(min=EPSILON)
         scales.update({id(norm): s for (norm, _), s in zip(batch, scale.unbind(), strict=True)})
     return scales
 

@@ -54,7 +54,7 @@ class MonitorConfig(FairseqDataclass):
         },
     )
     collapse_threshold: float = dataclasses.field(
-        default=0.01,
+        default=0.02,
         metadata={
             "help": "an attention has collapsed when the mean entropy of its heads falls below "
             "this share of uniform attention's"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sigma_fairseq.demo.number_words import write_corpus
-from sigma_fairseq.demo.processes import Command, DemoError, Job
 from sigma_fairseq.demo.settings import Settings
+from sigma_fairseq.sweep.processes import Command, Job, SweepError
 
 PARTS = ("train", "valid", "test")
 LANGUAGES = ("en", "de")
@@ -36,10 +36,6 @@ class Corpus(NamedTuple):
     def binary(self) -> Path:
         return self.folder / "binary"
 
-    def references(self) -> list[str]:
-        """The target side of the test part, as text."""
-        return (self.folder / "text" / "test.de").read_text(encoding="utf-8").splitlines()
-
 
 def data_settings(settings: Settings) -> dict[str, Any]:
     """What the data depend on."""
@@ -62,7 +58,7 @@ def build_corpus(folder: Path, settings: Settings) -> Job:
     import sentencepiece
 
     if folder.exists() and not (folder / RECORD).is_file():
-        raise DemoError(f"{folder} is there, but not of the demo's making: give another --out")
+        raise SweepError(f"{folder} is there, but not of the demo's making: give another --out")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     text, pieces = partial / "text", partial / "pieces"

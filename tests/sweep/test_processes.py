@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sigma_fairseq.demo.processes import Command, CommandFailedError, DemoError, Job, run_jobs
+from sigma_fairseq.sweep.processes import Command, CommandFailedError, Job, SweepError, run_jobs
 
 
 def python(code: str, log: Path, append: bool = False) -> Command:
@@ -27,14 +27,14 @@ def test_job_goes_on_after_each_command(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def job() -> Job:
-        yield python("import os; print('first', os.environ['OMP_NUM_THREADS'])", log)
+        yield python("import os; print('first', os.environ['PLACE'])", log)
         seen.append(log.read_text())
         yield python("import sys; sys.stderr.write('second\\n')", log, append=True)
         seen.append(log.read_text())
         yield python("print('third')", log)
         seen.append(log.read_text())
 
-    run_jobs([job()], 1, lambda: None)
+    run_jobs([job()], [{"PLACE": "1"}], lambda: None)
     assert seen == ["first 1\n", "first 1\nsecond\n", "third\n"]
 
 
@@ -53,10 +53,27 @@ def test_jobs_start_in_order_and_no_more_at_once_than_allowed(tmp_path: Path, at
         nonlocal most
         most = max(most, len(begun) - len(ended))
 
-    run_jobs([job(number) for number in range(4)], at_once, watch)
+    run_jobs([job(number) for number in range(4)], [{}] * at_once, watch)
     assert begun == [0, 1, 2, 3]
     assert sorted(ended) == [0, 1, 2, 3]
     assert most == at_once
+
+
+def test_each_running_job_has_a_place_to_itself(tmp_path: Path) -> None:
+    logs = [tmp_path / str(number) for number in range(4)]
+
+    def job(log: Path) -> Job:
+        code = "import os, time; print(os.environ['PLACE'], time.time()); time.sleep(0.3)"
+        yield python(f"{code}; print(time.time())", log)
+
+    run_jobs(map(job, logs), [{"PLACE": "a"}, {"PLACE": "b"}], lambda: None)
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for log in logs:
+        place, begin, end = log.read_text().split()
+        spans.setdefault(place, []).append((float(begin), float(end)))
+    assert sorted(spans) == ["a", "b"]
+    for first, second in map(sorted, spans.values()):
+        assert first[1] < second[0]
 
 
 def test_job_with_nothing_to_do_takes_no_place(tmp_path: Path) -> None:
@@ -70,7 +87,7 @@ def test_job_with_nothing_to_do_takes_no_place(tmp_path: Path) -> None:
         yield python("", tmp_path / "log")
         done.append("busy")
 
-    run_jobs([idle(), idle(), busy()], 1, lambda: None)
+    run_jobs([idle(), idle(), busy()], [{}], lambda: None)
     assert done == ["idle", "idle", "busy"]
 
 
@@ -91,7 +108,7 @@ def test_failure_names_purpose_status_and_the_end_of_the_log_and_stops_the_other
 
     begin = time.monotonic()
     with pytest.raises(CommandFailedError) as raised:
-        run_jobs([long(), failing()], 2, lambda: None)
+        run_jobs([long(), failing()], [{}, {}], lambda: None)
     assert time.monotonic() - begin < 10
     lines = str(raised.value).splitlines()
     assert lines[0] == (
@@ -106,8 +123,9 @@ def test_signal_that_killed_a_command_is_named(tmp_path: Path) -> None:
     def job() -> Job:
         yield python("import os; os.kill(os.getpid(), 9)", tmp_path / "log")
 
-    with pytest.raises(CommandFailedError, match="killed by signal 9"):
-        run_jobs([job()], 1, lambda: None)
+    with pytest.raises(CommandFailedError, match="killed by signal 9") as raised:
+        run_jobs([job()], [{}], lambda: None)
+    assert raised.value.status == -9
 
 
 def test_job_may_handle_the_failure_of_its_command(tmp_path: Path) -> None:
@@ -121,7 +139,7 @@ def test_job_may_handle_the_failure_of_its_command(tmp_path: Path) -> None:
         yield python("", tmp_path / "log")
         seen.append("went on")
 
-    run_jobs([job()], 1, lambda: None)
+    run_jobs([job()], [{}], lambda: None)
     assert "exit status 3" in seen[0]
     assert seen[1:] == ["went on"]
 
@@ -140,16 +158,16 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([job(log) for log in logs], 2, interrupt_when_both_run)
+        run_jobs([job(log) for log in logs], [{}, {}], interrupt_when_both_run)
     assert not any(is_alive(int(log.read_text())) for log in logs)
 
 
-def test_program_that_is_not_there_is_an_error_of_the_demo(tmp_path: Path) -> None:
+def test_program_that_is_not_there_is_an_error_of_the_sweep(tmp_path: Path) -> None:
     def job() -> Job:
         yield Command("the test's command", [str(tmp_path / "nowhere")], tmp_path / "log")
 
-    with pytest.raises(DemoError, match=r"the test's command cannot be started: .*nowhere"):
-        run_jobs([job()], 1, lambda: None)
+    with pytest.raises(SweepError, match=r"the test's command cannot be started: .*nowhere"):
+        run_jobs([job()], [{}], lambda: None)
 
 
 def test_descriptor_is_passed_on(tmp_path: Path) -> None:
@@ -159,5 +177,5 @@ def test_descriptor_is_passed_on(tmp_path: Path) -> None:
         def job() -> Job:
             yield python(f"import os; os.write({number}, b'from the child')", tmp_path / "log")
 
-        run_jobs([job()], 1, lambda: None, (number,))
+        run_jobs([job()], [{}], lambda: None, (number,))
     assert (tmp_path / "file").read_text() == "from the child"

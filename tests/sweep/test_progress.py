@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sigma_fairseq.demo.progress import Progress
+from sigma_fairseq.sweep.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ GRACE_SECONDS = 5.0
 LOG_LINES_SHOWN = 12
 
 
-class DemoError(Exception):
+class SweepError(Exception):
     """Something the user has to know of and can act on: its text is all there is to print."""
 
 
@@ -34,13 +34,14 @@ class Command(NamedTuple):
     append: bool = False
 
 
-class CommandFailedError(DemoError):
-    """A command ended with another status than 0."""
+class CommandFailedError(SweepError):
+    """A command ended with another status than 0: `status`, negative for a signal."""
 
     def __init__(self, command: Command, status: int) -> None:
         how = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
         lines = command.log.read_text(encoding="utf-8", errors="replace").splitlines()
         end = "".join(f"\n    {line}" for line in lines[-LOG_LINES_SHOWN:])
+        self.status = status
         super().__init__(f"{command.purpose} failed ({how}). Its log {command.log} ends:{end}")
 
 
@@ -50,13 +51,17 @@ Job = Iterator[Command]
 
 
 def run_jobs(
-    jobs: Iterable[Job], at_once: int, on_poll: Callable[[], None], inherit: tuple[int, ...] = ()
+    jobs: Iterable[Job],
+    places: Sequence[Mapping[str, str]],
+    on_poll: Callable[[], None],
+    inherit: tuple[int, ...] = (),
 ) -> None:
     """Runs jobs to their end, and leaves no process behind however it ends itself.
 
     Args:
         jobs: started in this order.
-        at_once: how many may run at the same time, each with one thread.
+        places: what is set in the environment of the commands at each place; as many jobs as there
+            are places run at the same time.
         on_poll: called several times a second.
         inherit: file descriptors to pass on.
 
@@ -64,23 +69,25 @@ def run_jobs(
         CommandFailedError: of the first job that does not handle its own; the others are stopped.
     """
     waiting = deque(jobs)
-    running: dict[subprocess.Popen[bytes], tuple[Job, Command]] = {}
+    free = deque(places)
+    running: dict[subprocess.Popen[bytes], tuple[Job, Command, Mapping[str, str]]] = {}
 
-    def go_on(job: Job, failure: CommandFailedError | None = None) -> None:
+    def go_on(job: Job, place: Mapping[str, str], failure: CommandFailedError | None) -> None:
         try:
             command = job.throw(failure) if failure else next(job)  # type: ignore[attr-defined]
         except StopIteration:
+            free.appendleft(place)
             return
-        running[_start(command, inherit)] = (job, command)
+        running[_start(command, place, inherit)] = (job, command, place)
 
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                go_on(waiting.popleft())
+            while waiting and free:
+                go_on(waiting.popleft(), free.popleft(), None)
             for process in [process for process in running if process.poll() is not None]:
-                job, command = running.pop(process)
+                job, command, place = running.pop(process)
                 status = process.returncode
-                go_on(job, CommandFailedError(command, status) if status else None)
+                go_on(job, place, CommandFailedError(command, status) if status else None)
             on_poll()
             if running:
                 time.sleep(POLL_SECONDS)
@@ -88,7 +95,9 @@ def run_jobs(
         _stop(running)
 
 
-def _start(command: Command, inherit: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+def _start(
+    command: Command, place: Mapping[str, str], inherit: tuple[int, ...]
+) -> "subprocess.Popen[bytes]":
     command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("ab" if command.append else "wb") as log:
         try:
@@ -97,13 +106,13 @@ def _start(command: Command, inherit: tuple[int, ...]) -> "subprocess.Popen[byte
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **place},
                 # Ctrl-C in a terminal reaches this process alone, which then stops the others.
                 start_new_session=True,
                 pass_fds=inherit,
             )
         except OSError as error:
-            raise DemoError(f"{command.purpose} cannot be started: {error}") from error
+            raise SweepError(f"{command.purpose} cannot be started: {error}") from error
 
 
 def _stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:

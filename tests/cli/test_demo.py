@@ -1,0 +1,79 @@
+"""`sigma-fairseq demo`: what it prints where, and what it hands on."""
+
+from pathlib import Path
+
+import pytest
+
+from sigma_fairseq.cli import main
+from sigma_fairseq.demo import run
+from sigma_fairseq.demo.settings import Settings
+from sigma_fairseq.sweep.processes import SweepError
+
+
+class Call:
+    """Stands in for `run_demo` and keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.raises: BaseException | None = None
+
+    def __call__(self, out: Path, settings: Settings, jobs: int, stream: object) -> str:
+        self.out, self.settings, self.jobs = out, settings, jobs
+        if self.raises is not None:
+            raise self.raises
+        return "the table"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    call = Call()
+    monkeypatch.setattr(run, "run_demo", call)
+    return call
+
+
+def test_table_is_printed_and_the_defaults_are_run(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == "the table\n"
+    assert call.settings == Settings()
+    assert call.out == Path("runs/demo")
+    assert call.jobs >= 1
+
+
+def test_options_are_handed_on(call: Call) -> None:
+    assert main(["demo", "--out", "x/y", "--seed", "3", "--updates", "50", "--jobs", "7"]) == 0
+    assert (call.out, call.jobs) == (Path("x/y"), 7)
+    assert call.settings == Settings(seed=3, updates=50)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("demo --seed -1", "'-1' is not a whole number from 0 on"),
+        ("demo --seed 4294967296", "'4294967296' is not a whole number from 0 on"),
+        ("demo --updates 0", "'0' is not a whole number from 1 on"),
+        ("demo --jobs 1.5", "'1.5' is not a whole number from 1 on"),
+    ],
+)
+def test_bad_lines_are_refused_by_name(
+    call: Call, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(line.split())
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not hasattr(call, "settings")
+
+
+def test_failure_is_one_message_and_status_1(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call.raises = SweepError("training x failed")
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "sigma-fairseq demo: training x failed\n"
+
+
+def test_ctrl_c_says_how_to_go_on(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    call.raises = KeyboardInterrupt()
+    assert main(["demo"]) == 130
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err

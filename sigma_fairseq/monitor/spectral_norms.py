@@ -1,7 +1,7 @@
 """Spectral norms of a whole model's weights, in a number of operations that ignores its depth."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,27 @@ from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32
 from sigma_fairseq.reparam.singular_vectors import (
     KRYLOV_STEPS,
     leading_singular_triplet,
-    random_start,
+    random_vector,
 )
 
 #: Steps from the singular vectors found before, and the share of a random vector that is mixed in
 #: so that a singular value which has overtaken the leading one is found.
 WARM_STEPS = 2
 WARM_NOISE = 0.1
-#: Weights in one batch, which is a copy of them.
+#: Weights in one batch, and in a matrix that is worth copying into one to save operations.
 BATCH_ELEMENTS = 2**25
+SMALL_ELEMENTS = 2**19
 
 
 def effective_scales(model: nn.Module) -> dict[int, Tensor]:
     """γ/σ, by which W has to be multiplied to be Ŵ: `id` of a `SigmaNorm` → scalar."""
     batches = defaultdict(list)
-    for norm, stack in sigma_norms(model):
-        batches[norm.u.shape, norm.v.shape].append((norm, stack))
     scales = {}
+    for norm, stack in sigma_norms(model):
+        if len(norm.u) * len(norm.v) > SMALL_ELEMENTS:
+            scales[id(norm)] = (norm.gamma / norm.sigma(*stack)).detach()
+        else:
+            batches[norm.u.shape, norm.v.shape].append((norm, stack))
     for batch in batches.values():
         rows = at_least_fp32(torch.cat([block.detach() for _, stack in batch for block in stack]))
         u = torch.stack([norm.u for norm, _ in batch])  # (n, rows)
@@ -40,22 +44,40 @@ def effective_scales(model: nn.Module) -> dict[int, Tensor]:
     return scales
 
 
+def _batch_size(elements: int) -> int:
+    """How many matrices of so many elements are treated at a time."""
+    return 1 if elements > SMALL_ELEMENTS else max(1, BATCH_ELEMENTS // elements)
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    """(n, rows, columns); without a copy where there is one."""
+    return at_least_fp32(weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(weights))
+
+
 class _WarmStart:
     """Start vectors that get better from one call to the next."""
 
     def __init__(self) -> None:
         self._found: dict[object, Tensor] = {}
 
-    def begin(self, key: object, cold: Tensor) -> tuple[Tensor, int]:
-        """A start vector (..., rows, 1) for the maps called `key`, and the steps to take."""
-        cold = cold / torch.linalg.vector_norm(cold)
-        if key not in self._found:
-            return cold, KRYLOV_STEPS
-        return self._found[key].unsqueeze(-1) + WARM_NOISE * cold, WARM_STEPS
+    def begin(
+        self, key: object, transposed: Callable[[Tensor], Tensor], rows: int, like: Tensor
+    ) -> tuple[Tensor, int]:
+        """Where to begin with the maps called `key`, (..., columns, 1), and the steps to take.
 
-    def keep(self, key: object, u: Tensor) -> None:
-        """Remembers the singular vectors (..., rows) for the next call."""
-        self._found[key] = u
+        Args:
+            transposed: y ↦ Wᵀy.
+            rows: of W.
+            like: gives dtype and device.
+        """
+        if key not in self._found:
+            return transposed(random_vector(rows, like)), KRYLOV_STEPS
+        found = self._found[key].unsqueeze(-1)
+        return found + WARM_NOISE * random_vector(found.shape[-2], like), WARM_STEPS
+
+    def keep(self, key: object, v: Tensor) -> None:
+        """Remembers the singular vectors (..., columns) for the next call."""
+        self._found[key] = v
 
 
 class SpectralNorms:
@@ -75,7 +97,7 @@ class SpectralNorms:
         self._batches = [
             indices[start : start + size]
             for shape, indices in shapes.items()
-            for size in [max(1, BATCH_ELEMENTS // shape.numel())]
+            for size in [_batch_size(shape.numel())]
             for start in range(0, len(indices), size)
         ]
         by_name = {matrix.name: matrix for matrix in matrices}
@@ -93,11 +115,11 @@ class SpectralNorms:
         norms: list[Tensor] = [torch.empty(0)] * len(self._matrices)
         for batch in self._batches:
             chosen = [self._matrices[index] for index in batch]
-            weights = at_least_fp32(torch.stack([matrix.plain_weight() for matrix in chosen]))
-            start, steps = self._warm.begin(batch[0], random_start(weights))
+            weights = _stacked([matrix.plain_weight() for matrix in chosen])
             apply, transposed = weights.__matmul__, weights.mT.__matmul__
-            u, found, _ = leading_singular_triplet(apply, transposed, start, steps)
-            self._warm.keep(batch[0], u)
+            start, steps = self._warm.begin(batch[0], transposed, weights.shape[-2], weights)
+            _, found, v = leading_singular_triplet(apply, transposed, start, steps)
+            self._warm.keep(batch[0], v)
             for index, norm in zip(batch, self._scaled(chosen, found, scales), strict=True):
                 norms[index] = norm
         return torch.stack(norms)
@@ -123,7 +145,6 @@ class SpectralNorms:
             key_scale = self._scale_of([key for _, _, key, _ in group], scales, norms)
             query = at_least_fp32(queries).view(*split, queries.shape[-1])  # (n, H, d, inputs)
             key = at_least_fp32(keys).view(*split, keys.shape[-1])
-            start, steps = self._warm.begin(shapes, random_start(key.mT))
 
             def apply(x: Tensor, query: Tensor = query, key: Tensor = key) -> Tensor:
                 return key.mT @ (query @ x)
@@ -131,9 +152,9 @@ class SpectralNorms:
             def transposed(y: Tensor, query: Tensor = query, key: Tensor = key) -> Tensor:
                 return query.mT @ (key @ y)
 
-            start = start.expand(*split[:2], *start.shape[-2:])
-            u, found, _ = leading_singular_triplet(apply, transposed, start, steps)
-            self._warm.keep(shapes, u)
+            start, steps = self._warm.begin(shapes, transposed, key.shape[-1], key)
+            _, found, v = leading_singular_triplet(apply, transposed, start, steps)
+            self._warm.keep(shapes, v)
             norms[indices, : split[1]] = found * (query_scale * key_scale).abs().unsqueeze(-1)
             bias = [query.module.bias for _, query, _, _ in group]
             if bias[0] is None:

@@ -10,14 +10,14 @@ from torch import Tensor
 KRYLOV_STEPS = 8
 
 
-def random_start(matrix: Tensor) -> Tensor:
-    """A start vector (rows, 1) for matrices (..., rows, columns), always the same for a size.
+def random_vector(size: int, like: Tensor) -> Tensor:
+    """A unit vector (size, 1) of the dtype and device of `like`, always the same for a size.
 
     It has a seed of its own, so no random state is consumed and equal matrices give equal vectors.
     """
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[-2], 1, generator=generator, dtype=matrix.dtype)
-    return start.to(matrix.device)
+    vector = torch.randn(size, 1, generator=generator, dtype=like.dtype)
+    return (vector / torch.linalg.vector_norm(vector)).to(like.device)
 
 
 def _unit(vector: Tensor, least: Tensor | float, fallback: Tensor | float) -> Tensor:
@@ -35,24 +35,26 @@ def leading_singular_triplet(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates the leading singular triplet of linear maps by Rayleigh-Ritz in a Krylov space.
 
-    Exact to rounding when `steps` reaches the rank. Maps are treated as one batch, in the leading
-    dimensions.
+    Exact to rounding when `steps` reaches the rank and the start is of the form Wᵀy. Maps are
+    treated as one batch, in the leading dimensions.
 
     Args:
         apply: x ↦ Wx, (..., columns, 1) → (..., rows, 1).
         transposed: y ↦ Wᵀy, (..., rows, 1) → (..., columns, 1).
-        start: where to begin, (..., rows, 1).
-        steps: dimension of the Krylov space; each costs one call of both.
+        start: where to begin, (..., columns, 1).
+        steps: dimension of the Krylov space; each costs a call of both, the first of `apply` only.
 
     Returns:
         u (..., rows), σ (...) and v (..., columns): unit vectors with uᵀWv = σ ≥ 0; σ is never
         above the true one but for rounding. For W = 0 the vectors are arbitrary.
     """
-    vector = transposed(start)
+    vector = start
     basis: list[Tensor] = []  # orthonormal columns, or zero ones where the space holds all there is
     images: list[Tensor] = []  # W times each of them
-    for _ in range(min(steps, start.shape[-2], vector.shape[-2])):
-        if images:
+    for step in range(min(steps, start.shape[-2])):
+        if step:
+            if step == images[-1].shape[-2]:
+                break  # no more rows, so no more directions
             vector = transposed(images[-1])
         # What is left of a vector that lies in the space already is rounding.
         least = 1e-5 * torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
@@ -65,7 +67,7 @@ def leading_singular_triplet(
     # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix.
     ritz = torch.linalg.eigh(image.mT @ image).eigenvectors[..., -1:]
     leading = image @ ritz
-    u = _unit(leading, 0.0, _unit(start, 0.0, 0.0))
+    u = _unit(leading, 0.0, torch.full_like(leading, leading.shape[-2] ** -0.5))
     v = torch.cat(basis, -1) @ ritz
     v = _unit(v, 0.0, torch.full_like(v, v.shape[-2] ** -0.5))
     return u.squeeze(-1), torch.linalg.vector_norm(leading, dim=(-2, -1)), v.squeeze(-1)
@@ -82,6 +84,6 @@ def leading_singular_vectors(matrix: Tensor, steps: int = KRYLOV_STEPS) -> tuple
     Returns:
         Unit vectors u (..., rows) and v (..., columns) with uᵀWv ≥ 0; arbitrary ones for W = 0.
     """
-    start = random_start(matrix)
+    start = matrix.mT @ random_vector(matrix.shape[-2], matrix)
     u, _, v = leading_singular_triplet(matrix.__matmul__, matrix.mT.__matmul__, start, steps)
     return u, v

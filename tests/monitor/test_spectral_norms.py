@@ -94,10 +94,12 @@ def test_warm_start_finds_a_singular_value_that_overtakes(build: Callable[..., A
 
 
 def test_large_batches_are_cut(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("transformer_postln_6l", **SHALLOW)
-    whole = measured(model).weights({})
-    monkeypatch.setattr("sigma_fairseq.monitor.spectral_norms.BATCH_ELEMENTS", 600)
-    torch.testing.assert_close(measured(model).weights({}), whole)
+    model = build("transformer_reparam_postln_6l", **SHALLOW)
+    whole, scales = measured(model).weights({}), effective_scales(model)
+    for limit in ("BATCH_ELEMENTS", "SMALL_ELEMENTS"):
+        monkeypatch.setattr(f"sigma_fairseq.monitor.spectral_norms.{limit}", 300)
+        torch.testing.assert_close(measured(model).weights({}), whole)
+        torch.testing.assert_close(effective_scales(model), scales)
 
 
 def test_sigma_errors_equal_an_svd(build: Callable[..., Any]) -> None:

@@ -38,7 +38,10 @@ class SampleLog:
             "gradient_norm/mean": finite_mean(record["gradient_norm"]),
             "gradient_norm/largest": np.fmax.reduce(record["gradient_norm"]),
             "update_ratio/mean": finite_mean(record["update_ratio"]),
+            "embedding/variability": finite_mean(record["embedding_variability"]),
         }
+        if np.isfinite(record["gamma"]).any():
+            figures["gamma/mean"] = finite_mean(record["gamma"])
         self._shown = {name: float(value) for name, value in figures.items()}
         self._log(1)
 

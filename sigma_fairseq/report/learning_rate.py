@@ -30,7 +30,6 @@ def draw_learning_rates(
     points: Sequence[tuple[str, float, int, float]],
     start_loss: float,
     out: Path,
-    dashes: Mapping[str, Any] | None = None,
 ) -> None:
     """Draws a line a method, through the median of its seeds.
 
@@ -42,22 +41,21 @@ def draw_learning_rates(
             `start_loss` and is marked there by an open marker, stacked where methods meet.
         start_loss: the loss before training, in bits a target token.
         out: the PNG to write.
-        dashes: matplotlib line styles of methods, by name; by default all differ.
     """
     losses: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for method, rate, _, loss in points:
         losses[method][rate].append(loss if loss < start_loss else start_loss)
     with figure_style():
-        write_png(_figure(losses, start_loss, _styles(losses, dashes or {})), out)
+        write_png(_figure(losses, start_loss, _styles(losses)), out)
 
 
-def _styles(methods: Iterable[str], dashes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     names = list(methods)
-    styles = {}
-    for name, style, marker in zip(names, line_styles(len(names)), cycle(_MARKERS), strict=False):
-        dash = dashes.get(name, style["linestyle"])
-        styles[name] = {**style, "linestyle": dash, "marker": marker, "markersize": _MARKER_POINTS}
-    return styles
+    styles = zip(names, line_styles(len(names)), cycle(_MARKERS), strict=False)
+    return {
+        name: {**style, "marker": marker, "markersize": _MARKER_POINTS}
+        for name, style, marker in styles
+    }
 
 
 def _figure(

@@ -29,7 +29,7 @@ POINTS = [
 def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
     drawn: list[Figure] = []
     monkeypatch.setattr(learning_rate, "write_png", lambda figure, out: drawn.append(figure))
-    draw_learning_rates(POINTS, START, tmp_path / "unused.png", {"σReparam": "-"})
+    draw_learning_rates(POINTS, START, tmp_path / "unused.png")
     return drawn[0]
 
 

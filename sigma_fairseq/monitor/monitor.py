@@ -98,6 +98,7 @@ class Monitor:
         self._record: dict[str, Any] | None = None
         self._key_query: tuple[Tensor, Tensor] | None = None
         self._unfinished: set[int] = set()
+        self._counted = False
         self._before: tuple[Tensor, ...] = ()
         for handle in (
             register_optimizer_step_pre_hook(self._before_step),
@@ -128,6 +129,9 @@ class Monitor:
 
         Yields:
             What to call with the loss, its sum over the sample in nats, and the sample size.
+
+        Raises:
+            RuntimeError: updates are made without the monitor finding the model's parameters.
         """
         # fairseq has just cleared the gradients, so what came before was an update, or a try at
         # one that it gave up (an overflow in fp16).
@@ -152,8 +156,13 @@ class Monitor:
 
     @torch.no_grad()
     def _begin(self, update: int) -> None:
+        if self._record is not None and self._places and not any(self._places.values()):
+            raise RuntimeError(
+                "the optimizer holds the model's parameters in a way that the monitors do not know;"
+                " allowed: fairseq's optimizers without sharding"
+            )
         self._micro_batches.clear()
-        self._unfinished = set()
+        self._counted = False
         self._record = None
         if update % self._interval:
             return
@@ -173,34 +182,36 @@ class Monitor:
             "sigma_error": sigma_errors(model, self.matrices) if self._sigma_error else math.nan,
             "gradient_norm": missing.repeat(len(self.matrices)),
             "update_ratio": missing.repeat(len(self.matrices)),
-            "embedding_variability": torch.stack(
-                [
-                    embedding.weight.float().std(0, correction=0).mean()
-                    for _, embedding in self.embeddings
-                ]
-                or [missing]
-            )[: len(self.embeddings)],
+            "embedding_variability": self._embedding_variability(),
         }
         self._unfinished = {
             index for index, matrix in enumerate(self.matrices) if matrix.parameter().requires_grad
         }
+
+    def _embedding_variability(self) -> Tensor:
+        tables = [embedding.weight.float() for _, embedding in self.embeddings]
+        deviations = [table.std(0, correction=0).mean() for table in tables]
+        return torch.stack(deviations) if deviations else self._first.new_empty(0)
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         places = self._located(optimizer)
         if not places:
             return
-        for batch in self._micro_batches:
-            real = batch.loss != 0
-            self._loss += real * torch.stack([batch.loss_sum, batch.sample_size])
+        if not self._counted:
+            self._counted = True
+            for batch in self._micro_batches:
+                real = batch.loss != 0
+                self._loss += real * torch.stack([batch.loss_sum, batch.sample_size])
         if self._record is None:
-            self._micro_batches.clear()
             return
         self._record["learning_rate"] = optimizer.param_groups[0]["lr"]
         found = [(index, place.gradient()) for index, place in places]
         rows = [index for index, gradient in found if gradient is not None]
-        norms = torch._foreach_norm([gradient for _, gradient in found if gradient is not None])
-        self._record["gradient_norm"][rows] = torch.stack(norms).float()
+        gradients = [gradient for _, gradient in found if gradient is not None]
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients))
+            self._record["gradient_norm"][rows] = norms.float()
         self._before = torch._foreach_mul([place.value() for _, place in places], 1.0)  # clones
 
     @torch.no_grad()
@@ -240,26 +251,25 @@ class Monitor:
             record[field] = value.cpu().numpy() if isinstance(value, Tensor) else value
         self._on_sample(record)
 
-    def _attention_figures(self) -> dict[str, Tensor | float]:
-        batches = [batch for batch in self._micro_batches if batch.sums is not None]
+    def _attention_figures(self) -> dict[str, Tensor]:
+        """The loss, and what the attentions have had to say, over all workers."""
+        shape = (4, len(self.attentions), self.heads)
+        totals = torch.zeros(shape, dtype=torch.float64, device=self._first.device)
+        least = torch.full_like(totals[0], torch.inf)
+        for batch in self._micro_batches:
+            if (sums := batch.sums) is not None:
+                real = batch.loss != 0
+                found = torch.stack([sums.count, sums.entropy, sums.bound, sums.uniform])
+                totals += torch.where(real, found, 0)
+                least = torch.where(real, torch.minimum(least, sums.least), least)
         self._micro_batches.clear()
-        totals = [torch.zeros(4, len(self.attentions), self.heads, device=self._first.device)]
-        totals = [totals[0].double()]
-        least = torch.full_like(totals[0][0], torch.inf)
-        for batch in batches:
-            sums = batch.sums
-            assert sums is not None
-            real = batch.loss != 0
-            stacked = torch.stack([sums.count, sums.entropy, sums.bound, sums.uniform])
-            totals[0] += torch.where(real, stacked, 0)
-            least = torch.where(real, torch.minimum(least, sums.least), least)
-        flat = torch.cat([totals[0].flatten(), self._loss])
+        flat = torch.cat([totals.flatten(), self._loss])
         self._loss = torch.zeros_like(self._loss)
         if torch.distributed.is_initialized():
             group = distributed.get_data_parallel_group()
             distributed.all_reduce(flat, group)
             least = -distributed.all_reduce(-least, group, op="max")
-        count, entropy, bound, uniform = flat[:-2].view_as(totals[0])
+        count, entropy, bound, uniform = flat[:-2].view(shape)
         loss, sample_size = flat[-2:]
         return {
             "loss": loss / sample_size / math.log(2),

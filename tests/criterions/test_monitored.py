@@ -145,6 +145,16 @@ def test_stop_saves_a_checkpoint_and_has_its_own_exit_status(
     assert "collapsed" not in again.stdout + again.stderr
 
 
+def test_stop_without_checkpoints_ends_at_once(
+    fairseq: Fairseq, data_bin: Path, tmp_path: Path
+) -> None:
+    watched = (*MONITORED, "--monitor-interval", "1", "--max-update", "50", "--lr", "0.1")
+    stop = ("--on-collapse", "stop", "--collapse-threshold", "0.8", "--no-save")
+    result = fairseq("train", *options(data_bin, tmp_path, *watched, *stop), check=False)
+    assert result.returncode == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"monitor.json", "monitor.npy"}
+
+
 def test_gradients_that_are_not_finite_are_reported(
     fairseq: Fairseq, data_bin: Path, tmp_path: Path
 ) -> None:

@@ -324,3 +324,18 @@ def test_a_composite_optimizer_makes_one_record(model: nn.Module) -> None:
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="no attention to monitor"):
         Monitor(nn.Linear(2, 2), 1, False, lambda record: None)
+
+
+def test_an_optimizer_that_holds_something_else_is_an_error_and_not_silence(
+    model: nn.Module,
+) -> None:
+    monitor = Monitor(model, 1, False, lambda record: None)
+    shards = [parameter.detach().clone().flatten()[::2] for parameter in model.parameters()]
+    for shard in shards:
+        shard.requires_grad = True
+        shard.grad = torch.zeros_like(shard)
+    optimizer = torch.optim.SGD(shards, lr=0.1)
+    with pytest.raises(RuntimeError, match="fairseq's optimizers without sharding"):
+        for number in range(2):
+            update(model, monitor, optimizer, [batch()], number)
+            model.zero_grad()

@@ -105,6 +105,8 @@ class AttentionReader:
         Args:
             key_query: spectral norms of `SpectralNorms.key_query`, for the bound.
         """
+        for left_by_an_error in (self._waiting, self._inputs, self._decoder_padding):
+            left_by_an_error.clear()
         device = key_query[0].device
         sums = self._sums = AttentionSums(len(self._attentions), self._heads, device)
         self._norms = key_query
@@ -119,9 +121,6 @@ class AttentionReader:
             yield sums
         for group in self._waiting.values():
             self._flush(group)
-        self._waiting.clear()
-        self._inputs.clear()
-        self._decoder_padding.clear()
 
     def _enter(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

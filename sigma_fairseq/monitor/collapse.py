@@ -37,10 +37,10 @@ class CollapseWatch:
 
     def look(self, record: np.ndarray) -> list[str]:
         """What is newly wrong with a sample, a line each; nothing is said a second time."""
-        layers = finite_mean(record["entropy"], 1)
-        self._last_seen = self._lowest(record, layers)
+        with np.errstate(divide="ignore", invalid="ignore"):  # uniform over one key is 0 too
+            share = finite_mean(record["entropy"], 1) / record["entropy_max"]
+        self._last_seen = self._lowest(record, share)
         found = []
-        share = layers / record["entropy_max"]
         collapsed = (share < self._threshold) & self._were_above
         if collapsed.any():
             found.append(("entropy", f"attention entropy has collapsed: {self._last_seen}"))
@@ -54,15 +54,15 @@ class CollapseWatch:
         """What to say when fairseq has found that gradients are not finite."""
         return self._new(update, [("gradient", f"gradients are not finite; {self._last_seen}")])
 
-    def _lowest(self, record: np.ndarray, layers: np.ndarray) -> str:
-        if np.isnan(layers).all():
+    def _lowest(self, record: np.ndarray, share: np.ndarray) -> str:
+        if np.isnan(share).all():
             return "no attention entropy is finite"
-        index = int(np.nanargmin(layers))
-        head = int(np.nanargmin(record["entropy"][index]))
+        index = int(np.nanargmin(share))
+        heads = record["entropy"][index]
+        head = int(np.nanargmin(heads))
         return (
-            f"lowest in {self._names[index]}, {layers[index]:.4f} nats over its heads "
-            f"({layers[index] / record['entropy_max'][index]:.1%} of uniform attention's), "
-            f"head {head} with {record['entropy'][index, head]:.4f} nats"
+            f"lowest in {self._names[index]}, {np.nanmean(heads):.4f} nats over its heads "
+            f"({share[index]:.1%} of uniform attention's), head {head} with {heads[head]:.4f} nats"
         )
 
     def _about_loss(self, loss: float) -> list[tuple[str, str]]:

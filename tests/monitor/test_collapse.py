@@ -36,6 +36,15 @@ def test_a_collapse_is_named_once_by_update_layer_and_head(watch: CollapseWatch)
     assert watch.look(record(20, entropy=[[0.1, 0.1, 0.1]] * 2)) == []
 
 
+def test_the_lowest_is_by_the_share_of_uniform_attention(watch: CollapseWatch) -> None:
+    """Of short sequences less is expected."""
+    watch.look(record(0))
+    sample = record(10, entropy=[[0.5, 0.5, 0.5], [0.6, 0.6, 0.5]])
+    sample["entropy_max"] = [0.7, 9.0]
+    (line,) = watch.look(sample)
+    assert "lowest in encoder.layers.1.self_attn, 0.5667 nats" in line
+
+
 def test_an_attention_that_was_always_sharp_has_not_collapsed(watch: CollapseWatch) -> None:
     for update in range(3):
         assert watch.look(record(update, entropy=[[1, 1, 1], [0.1, 0.1, 0.1]])) == []

@@ -141,7 +141,7 @@ class Monitor:
 
         def add(loss: Tensor, loss_sum: Any, sample_size: Any) -> None:
             size, total = (self._number(value) for value in (sample_size, loss_sum))
-            self._micro_batches.append(MicroBatch(loss.detach(), total, size, sums))
+            self._micro_batches.append(MicroBatch(loss.detach().view(()), total, size, sums))
 
         sums = None
         if self._record is None:
@@ -152,7 +152,9 @@ class Monitor:
                 yield add
 
     def _number(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64, device=self._first.device).detach()
+        """A scalar: fairseq's criterions give numbers, scalars and tensors of one element."""
+        number = torch.as_tensor(value, dtype=torch.float64, device=self._first.device)
+        return number.detach().reshape(())
 
     @torch.no_grad()
     def _begin(self, update: int) -> None:

@@ -1,7 +1,9 @@
 """The monitored criterions through fairseq's own commands."""
 
 import json
+import math
 import os
+import random
 import re
 import socket
 import subprocess
@@ -195,3 +197,31 @@ def test_validation_is_fairseqs(fairseq: Fairseq, data_bin: Path, tmp_path: Path
     result = fairseq("validate", *common, *path)
     assert "| valid on 'valid' subset | loss" in result.stdout + result.stderr
     assert not (tmp_path / "monitor.npy").exists()
+
+
+def test_fairseqs_language_model_with_adaptive_softmax(fairseq: Fairseq, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    text = "".join(" ".join(draw.choices("abcdefghijkl", k=20)) + "\n" for _ in range(40))
+    (tmp_path / "train.txt").write_text(text)
+    prefix = ("--only-source", "--trainpref", str(tmp_path / "train.txt"))
+    fairseq("preprocess", *prefix, "--destdir", str(tmp_path / "bin"))
+    run = tmp_path / "run"
+    fairseq(
+        "train",
+        *(str(tmp_path / "bin"), "--user-dir", USER_DIR, "--task", "language_modeling", "--cpu"),
+        *("--arch", "transformer_lm", "--decoder-layers", "2", "--decoder-embed-dim", "16"),
+        *("--decoder-ffn-embed-dim", "32", "--decoder-attention-heads", "2", "--dropout", "0"),
+        *("--criterion", "monitored_adaptive_loss", "--adaptive-softmax-cutoff", "6,10"),
+        *("--optimizer", "nag", "--lr", "0.1", "--tokens-per-sample", "16", "--batch-size", "4"),
+        *("--max-update", "2", "--monitor-interval", "1", "--save-dir", str(run)),
+        *("--disable-validation", "--no-epoch-checkpoints", "--num-workers", "0"),
+        *("--ddp-backend", "legacy_ddp", "--decoder-input-dim", "16"),
+        *("--decoder-output-dim", "16"),
+    )
+    found, header = records(run), json.loads((run / "monitor.json").read_text())
+    assert [a["kind"] for a in header["attentions"]] == ["decoder self"] * 2
+    # Blocks of 16 tokens without padding: the i-th sees i of them.
+    uniform = sum(math.log(seen) for seen in range(1, 17)) / 16
+    assert found["entropy_max"] == pytest.approx(uniform, rel=1e-5)
+    assert 0.9 * uniform < found["entropy"].min() <= found["entropy"].max() <= uniform
+    assert 3 < found["loss"][0] < 5  # log2 of 16 entries is 4

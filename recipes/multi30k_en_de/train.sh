@@ -29,7 +29,7 @@ no_colon "$save"
 
 settings=(
     --task translation --source-lang en --target-lang de --share-all-embeddings
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+    --criterion monitored_label_smoothed_cross_entropy --label-smoothing 0.1
     --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-8
     --lr-scheduler inverse_sqrt --warmup-init-lr 1e-7 --weight-decay 1e-4 --clip-norm 0
     --num-workers 0 --log-format json --log-interval 50

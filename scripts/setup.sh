@@ -86,14 +86,10 @@ find_compiler() { # sets and exports CXX
     die "no C++ compiler: need c++, g++ or clang++ on PATH, or CXX=/path/to/compiler"
 }
 
-take_pip_settings() { # uv does not read pip's settings: hand on its index and its certificates
-    local settings url cert
-    settings=$("$PY" -m pip config list 2>/dev/null) || return 0
-    url=$(sed -nE "s/^(:env:|global|install)\.index-url='(.*)'$/\2/p" <<<"$settings" | head -n 1)
-    cert=$(sed -nE "s/^(:env:|global|install)\.cert='(.*)'$/\2/p" <<<"$settings" | head -n 1)
-    if [ -n "$url" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
-        export UV_DEFAULT_INDEX=$url
-    fi
+take_pip_certificates() { # uv does not read pip's settings
+    local cert
+    cert=$("$PY" -m pip config list 2>/dev/null |
+        sed -nE "s/^(:env:|global|install)\.cert='(.*)'$/\2/p" | head -n 1) || return 0
     if [ -n "$cert" ] && [ -z "${SSL_CERT_FILE:-}" ]; then
         export SSL_CERT_FILE=$cert
     fi
@@ -155,7 +151,7 @@ rm -f "$STAMP"
 find .venv -mindepth 1 -maxdepth 1 ! -path "$MARK" -exec rm -rf {} +
 
 step "making .venv with Python $(version_of "$python")" "$python" -m venv .venv
-take_pip_settings
+take_pip_certificates
 step "installing uv" \
     "$PY" -m pip install --quiet --disable-pip-version-check "uv==$(pinned uv)"
 step "installing torch and what fairseq is built with (the first time this downloads 3 GB)" \

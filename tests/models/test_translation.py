@@ -143,12 +143,12 @@ def test_fairseqs_own_options_work(
 
 
 def test_checkpointed_activations_give_the_same_gradients(build: Callable[..., Any]) -> None:
-    torch.manual_seed(0)
     plain = build("transformer_reparam_deepnorm_6l", **SHALLOW)
     checkpointed = build("transformer_reparam_deepnorm_6l", checkpoint_activations=True, **SHALLOW)
     checkpointed.load_state_dict(plain.state_dict())
     for model in (plain, checkpointed):
-        model.train().set_num_updates(3)
+        # In fp32 the second forward pass may round to the other side of a ReLU's 0.
+        model.double().train().set_num_updates(3)
         loss(model).backward()
     for mine, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)

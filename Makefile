@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 
-LOCK_EXTRAS := fairseq translation torchscale report dev
+LOCK_EXTRAS := fairseq translation speech torchscale report dev
 LOCK_PINS := torch==2.11.0 torchaudio==2.11.0 torchvision==0.26.0 \
 	numpy cython wheel ninja 'setuptools<82' uv
 

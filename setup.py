@@ -37,7 +37,14 @@ setup(
         # scripts/setup.sh does so.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "translation": ["sentencepiece", "sacrebleu"],
-        "speech": ["torchaudio", "soundfile", "flashlight-text", "kenlm", "jiwer"],
+        "speech": [
+            "torchaudio",
+            "soundfile",
+            "editdistance",
+            "jiwer",
+            "flashlight-text",
+            "kenlm",
+        ],
         "report": ["matplotlib", "scipy"],
         # torchscale needs timm, and timm needs torchvision.
         "torchscale": ["torchscale==0.3.0", "torchvision"],

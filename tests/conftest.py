@@ -15,6 +15,7 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
 import sigma_fairseq
+from sigma_fairseq.speech.dictionary import LetterDictionary
 
 NARROW = {
     "encoder_embed_dim": 16,
@@ -41,6 +42,33 @@ def build(task: SimpleNamespace) -> Callable[..., Any]:
     def build_model(architecture: str, **options: Any) -> Any:
         model = {"_name": architecture, **NARROW, **options}
         return models.build_model(OmegaConf.create({"model": model}).model, task)
+
+    return build_model
+
+
+SpeechBuilder = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def letters() -> LetterDictionary:
+    """The 29 labels of English speech."""
+    dictionary = LetterDictionary()
+    for symbol in "abcdefghijklmnopqrstuvwxyz'|":
+        dictionary.add_symbol(symbol)
+    return dictionary
+
+
+@pytest.fixture(scope="session")
+def build_speech(letters: LetterDictionary) -> SpeechBuilder:
+    """build_speech(architecture, **options) → a narrow speech model, as fairseq builds it."""
+    data_cfg = SimpleNamespace(input_feat_per_channel=80)
+    task = SimpleNamespace(data_cfg=data_cfg, target_dictionary=letters)
+    narrow = {key: value for key, value in NARROW.items() if key.startswith("encoder")}
+
+    def build_model(architecture: str, **options: Any) -> Any:
+        model = {"_name": architecture, **narrow, **options}
+        cfg = OmegaConf.create({"model": model, "common": {"seed": 1}})
+        return models.build_model(cfg.model, task)
 
     return build_model
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.adaptive_loss import AdaptiveLoss, AdaptiveLossConfig
+from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
@@ -216,3 +217,4 @@ _register(
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 _register("adaptive_loss", AdaptiveLoss, AdaptiveLossConfig)
+_register("ctc", CtcCriterion, CtcCriterionConfig)

@@ -95,8 +95,7 @@ class _StableLayer(nn.Module):
     ) -> nn.Module:
         """Lets fairseq build a module, draws its linears' weights and reparameterizes them.
 
-        `beta` and `unit` name the linears whose Xavier gain is β or 1 under DeepNorm. Outside
-        σReparam and DeepNorm the weights stay as fairseq drew them.
+        `beta` and `unit` name the linears whose Xavier gain is β or 1 under DeepNorm.
         """
         sigma = self.cfg.reparam == "sigma"
         xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
@@ -113,7 +112,12 @@ class _StableLayer(nn.Module):
                 init_truncated_normal_(linear.weight, linear.bias, std)
             elif self.deepnorm is not None:
                 nn.init.xavier_normal_(linear.weight, gain)
+            else:
+                self._draw_plain(linear)
         return convert(module, reparam=self.cfg.reparam, qkv=self.cfg.reparam_qkv)
+
+    def _draw_plain(self, linear: nn.Linear) -> None:
+        """Draws a weight outside σReparam and DeepNorm; fairseq has drawn it."""
 
 
 class TransformerEncoderLayer(_StableLayer, TransformerEncoderLayerBase):

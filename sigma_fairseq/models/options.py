@@ -76,7 +76,8 @@ def check_options(options: Any) -> None:
     """Refuses options that contradict each other.
 
     Args:
-        options: a config with the fields of `StabilityConfig` and fairseq's flat transformer ones.
+        options: a config with the fields of `StabilityConfig` and what its family has of
+            fairseq's flat transformer ones.
 
     Raises:
         ValueError: one line that names the options and what is allowed.
@@ -102,9 +103,9 @@ def check_options(options: Any) -> None:
             raise ValueError(
                 f"{flag} is pre-LN and contradicts --norm {norm}; allowed: --norm preln"
             )
-    if norm == "noln" and options.layernorm_embedding:
+    if norm == "noln" and getattr(options, "layernorm_embedding", False):
         raise ValueError("--layernorm-embedding contradicts --norm noln, which has no LayerNorm")
-    if reparam != "none" and options.quant_noise_pq > 0:
+    if reparam != "none" and getattr(options, "quant_noise_pq", 0) > 0:
         raise ValueError(
             f"--quant-noise-pq changes plain weights and contradicts --reparam {reparam}; "
             "allowed: --reparam none"

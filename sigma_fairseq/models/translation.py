@@ -10,7 +10,6 @@ from dataclasses import field
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import register_model
 from fairseq.models.transformer import (
     TransformerConfig,
     TransformerDecoderBase,
@@ -26,6 +25,7 @@ from sigma_fairseq.layers.transformer_layer import (
     TransformerEncoderLayer,
     wrap_layer,
 )
+from sigma_fairseq.models.architectures import register_architecture
 from sigma_fairseq.models.options import DEFAULT_INIT_STD, StabilityConfig, check_options
 from sigma_fairseq.models.stable_model import StableModel
 
@@ -137,20 +137,11 @@ class TranslationModel(StableModel, TransformerModelBase):
         )
 
 
-def _register(name: str, defaults: dict[str, Any]) -> None:
-    """Registers one architecture: a model of its own, so that Hydra knows it by name too."""
-    fields = {f.name: f for f in dataclasses.fields(TranslationConfig)}
-    overridden = [
-        (key, fields[key].type, field(default=value, metadata=fields[key].metadata))
-        for key, value in defaults.items()
-    ]
-    config = dataclasses.make_dataclass(f"{name}_config", overridden, bases=(TranslationConfig,))
-    model = type(name, (TranslationModel,), {"__doc__": f"{defaults}; see `TranslationModel`."})
-    register_model(name, dataclass=config)(model)
-
-
 for _name, _options in ARCHITECTURES.items():
     for _depth in DEPTHS:
-        _register(
-            f"{_name}_{_depth}l", {**_options, "encoder_layers": _depth, "decoder_layers": _depth}
+        register_architecture(
+            f"{_name}_{_depth}l",
+            TranslationModel,
+            TranslationConfig,
+            {**_options, "encoder_layers": _depth, "decoder_layers": _depth},
         )

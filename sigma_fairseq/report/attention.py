@@ -81,9 +81,9 @@ def draw_bound(runs: Sequence[Sampled], out: Path) -> Iterator[Drawn]:
     add_legend(figure, [one.name for one in runs], [one.style for one in runs])
     caption = (
         "Entropy of a layer's lowest head, mean over the layers: of its queries' mean, of the "
-        "least of those that see several keys, and what Theorem 3.1 guarantees at the present spectral norms, mean over "
-        "the queries. The first curve cannot fall below the last. A bound near 0 permits "
-        "collapse; it does not say that there is one."
+        "least of those that see several keys, and what Theorem 3.1 guarantees at the present "
+        "spectral norms, mean over the queries. The first curve cannot fall below the last. A "
+        "bound near 0 permits collapse; it does not say that there is one."
     )
     empty = [one.name for one in runs if _has_no_bound(one)]
     if empty:

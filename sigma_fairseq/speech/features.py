@@ -47,8 +47,8 @@ def log_mel(path_or_file: str | Path | BinaryIO) -> np.ndarray:
     """
     try:
         samples, rate = soundfile.read(path_or_file, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise AudioError(_line(error)) from error
+    except soundfile.LibsndfileError as error:
+        raise AudioError(error.error_string) from error
     if rate // math.gcd(rate, SAMPLE_RATE) > MAX_PERIOD:
         raise AudioError(f"cannot resample from {rate} Hz")
     waveform = torch.from_numpy(samples).mean(dim=1)
@@ -87,7 +87,7 @@ def read_features(path: str) -> np.ndarray:
         stored = data.startswith(MAGIC_PREFIX)
         features = read_array(io.BytesIO(data)) if stored else log_mel(io.BytesIO(data))
     except Exception as error:  # what the decoders raise for damaged bytes has no end
-        raise AudioError(f"{path}: {_line(error)}") from error
+        raise AudioError(f"{path}: {' '.join(str(error).split())}") from error
     if features.ndim != 2 or features.shape[1] != MEL_BINS or features.dtype != np.float32:
         raise AudioError(
             f"{path}: {features.dtype} of shape {features.shape}, not float32 (frames, {MEL_BINS})"
@@ -95,7 +95,3 @@ def read_features(path: str) -> np.ndarray:
     if not np.isfinite(features).all():
         raise AudioError(f"{path}: not all numbers are finite")
     return features
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

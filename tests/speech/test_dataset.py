@@ -10,7 +10,7 @@ import soundfile
 import torch
 from fairseq.data import ConcatDataset
 from fairseq.data.audio.data_cfg import S2TDataConfig
-from fairseq.data.iterators import EpochBatchIterator
+from torch.utils.data import DataLoader
 
 from sigma_fairseq.speech.dataset import SpeechDataset, audio_faults, load_split
 from sigma_fairseq.speech.dictionary import LetterDictionary
@@ -36,15 +36,19 @@ def load_all(folder: Path, split: str, seed: int = 1) -> tuple[SpeechDataset, An
 
 
 def batches(dataset: Any, workers: int, epochs: int) -> list[list[dict[str, Any]]]:
-    """By fairseq's iterator, which keeps its workers from one epoch to the next."""
-    iterator = EpochBatchIterator(
+    """As fairseq's iterator reads, which keeps its workers from one epoch to the next."""
+    loader: DataLoader[Any] = DataLoader(
         dataset,
-        dataset.collater,
-        [[0, 1, 2], [3, 4], [5]],
+        batch_sampler=[[0, 1, 2], [3, 4], [5]],
+        collate_fn=dataset.collater,
         num_workers=workers,
-        reuse_dataloader=True,
+        persistent_workers=workers > 0,
     )
-    return [list(iterator.next_epoch_itr(shuffle=False)) for _ in range(epochs)]
+    found = []
+    for epoch in range(1, epochs + 1):
+        dataset.set_epoch(epoch)
+        found.append(list(loader))
+    return found
 
 
 def normalized(path: Path) -> np.ndarray:

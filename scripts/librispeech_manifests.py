@@ -44,7 +44,7 @@ CONFIG = {
     "input_feat_per_channel": 80,
     "sample_rate": 16000,
     "shuffle": True,
-    "transforms": {"*": ["utterance_norm"], "_train": ["utterance_norm", "specaugment"]},
+    "feature_transforms": {"*": ["utterance_norm"], "_train": ["utterance_norm", "specaugment"]},
     "specaugment": {
         "freq_mask_N": 2,
         "freq_mask_F": 30,

@@ -52,7 +52,7 @@ class LetterDictionary(Dictionary):
         letters = WORD_BOUNDARY.join(text.split())
         if not letters:
             raise ValueError("the transcript is empty")
-        unknown = sorted({letter for letter in letters if letter not in self})
+        unknown = sorted(set(letters) - self.indices.keys())
         if unknown:
             raise ValueError(f"not in the dictionary: {' '.join(unknown)}")
         return [self.index(letter) for letter in letters]

@@ -158,7 +158,8 @@ class CtcSpeechTask(SpeechToTextTask):
 
     def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
         """The decoder of `--decoder`; see `sigma_fairseq.speech.decoding`."""
-        return decoding.build_decoder(self.args, args, self.tgt_dict)
+        with _one_line_errors():
+            return decoding.build_decoder(self.args, args, self.tgt_dict)
 
     def build_bpe(self, args: Any) -> Letters:
         """`fairseq-generate` shows words by its `decode`."""

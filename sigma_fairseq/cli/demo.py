@@ -3,21 +3,32 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sigma_fairseq.cli.arguments import cores, stopped_like_ctrl_c, whole_number
-from sigma_fairseq.demo.settings import Settings
+from sigma_fairseq.demo.settings import SpeechSettings, TranslationSettings
+
+if TYPE_CHECKING:
+    from sigma_fairseq.demo.run import Demo
 
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the verb to the command line."""
     demo = verbs.add_parser(
         "demo",
-        help="train deep translation models on the CPU, in minutes and without a download",
+        help="train deep models on the CPU, in minutes and without a download",
         description="Trains 18-layer encoder-decoder transformers to translate English number "
         "words into German ones, with fairseq's own commands on the CPU: post-LN, DeepNorm and "
         "σReparam + DeepNorm at a hot learning rate. Prints a sweep's table of them and writes a "
         "report page. Interrupted or run again, it goes on where it was: only what is missing is "
         "run.",
+    )
+    demo.add_argument(
+        "--speech",
+        action="store_true",
+        help="recognise speech instead: 18-layer CTC transformers with post-LN, pre-LN and "
+        "σReparam + post-LN, by LARS without warmup. The speech is synthetic, number words that "
+        "are spelled in tones, a pair for each letter, with pauses and noise",
     )
     demo.add_argument(
         "--out",
@@ -29,16 +40,16 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     demo.add_argument(
         "--seed",
         type=whole_number(0),
-        default=Settings.seed,
+        default=TranslationSettings.seed,
         metavar="N",
-        help="of the numbers, the initial weights and the batches",
+        help="of the data, the initial weights and the batches",
     )
     demo.add_argument(
         "--updates",
         type=whole_number(1),
-        default=Settings.updates,
         metavar="N",
-        help="length of each training (default: %(default)s)",
+        help=f"length of each training (default: {TranslationSettings.updates}, with --speech "
+        f"{SpeechSettings.updates})",
     )
     demo.add_argument(
         "--jobs",
@@ -55,10 +66,9 @@ def _run(options: argparse.Namespace) -> int:
     from sigma_fairseq.demo.run import run_demo
     from sigma_fairseq.sweep.processes import SweepError
 
-    settings = Settings(seed=options.seed, updates=options.updates)
     try:
         with stopped_like_ctrl_c():
-            print(run_demo(options.out, settings, options.jobs, sys.stderr))
+            print(run_demo(options.out, _demo(options), options.jobs, sys.stderr))
     except SweepError as error:
         print(f"sigma-fairseq demo: {error}", file=sys.stderr)
         return 1
@@ -66,3 +76,15 @@ def _run(options: argparse.Namespace) -> int:
         print("\nsigma-fairseq demo: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _demo(options: argparse.Namespace) -> "Demo":
+    chosen = {"seed": options.seed, "updates": options.updates}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if options.speech:
+        from sigma_fairseq.demo.speech import SpeechDemo
+
+        return SpeechDemo(SpeechSettings(**given))
+    from sigma_fairseq.demo.translation import TranslationDemo
+
+    return TranslationDemo(TranslationSettings(**given))

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,8 @@ class MonitoredTraining:
         alone = not torch.distributed.is_initialized()
         self._is_master = alone or distributed.get_data_parallel_rank() == 0
         if self._is_master:
-            # The config of a criterion is a part of fairseq's, which knows its whole.
-            options = OmegaConf.to_container(cfg._get_root(), resolve=True, enum_to_str=True)
-            run = {"architecture": options["model"]["_name"], "options": options}  # type: ignore[index,call-overload]
+            options = _options(cfg)
+            run = {"architecture": options["model"]["_name"], "options": options}
             self._writer = RecordWriter(
                 Path(cfg.save_dir), self.monitor.names(), run, self.monitor.dtype
             )
@@ -191,6 +191,18 @@ class MonitoredTraining:
             # The other workers wait here before they end.
             torch.distributed.barrier(distributed.get_global_group())
         raise SystemExit(COLLAPSED)
+
+
+def _options(cfg: Any) -> dict[str, Any]:
+    """Section → option → value, of the whole that the config of a criterion is a part of."""
+    options: Any = OmegaConf.to_container(cfg._get_root(), resolve=True, enum_to_str=True)
+    known = {name for section in options.values() if isinstance(section, dict) for name in section}
+    for section, content in options.items():
+        if isinstance(content, Namespace):
+            # A task without a dataclass has the whole command line: only its own options are new.
+            own = {name: value for name, value in vars(content).items() if name not in known}
+            options[section] = {"_name": content._name, **own}
+    return options
 
 
 def _updates_made() -> int:

@@ -1,4 +1,4 @@
-"""A demonstration in minutes on a CPU: how hot a learning rate deep models bear.
+"""Demonstrations in minutes on a CPU: how hot a learning rate deep models bear.
 
-`run.run_demo` is the whole of it; `sigma-fairseq demo` calls it.
+`run.run_demo` runs one, of `translation` or of `speech`; `sigma-fairseq demo` calls it.
 """

@@ -1,21 +1,19 @@
-"""The demo's data: number words, cut by a joint BPE, in fairseq's binary form."""
+"""The translation demo's data: number words, cut by a joint BPE, in fairseq's binary form."""
 
-import json
 import math
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sigma_fairseq.demo.data_folder import begin_data, finish_data, load_record
 from sigma_fairseq.demo.number_words import write_corpus
-from sigma_fairseq.demo.settings import Settings
-from sigma_fairseq.sweep.processes import Command, Job, SweepError
+from sigma_fairseq.demo.settings import TranslationSettings
+from sigma_fairseq.sweep.processes import Command, Job
 
 PARTS = ("train", "valid", "test")
 LANGUAGES = ("en", "de")
-RECORD = "settings.json"
 
 
 class Corpus(NamedTuple):
@@ -37,30 +35,23 @@ class Corpus(NamedTuple):
         return self.folder / "binary"
 
 
-def data_settings(settings: Settings) -> dict[str, Any]:
+def data_settings(settings: TranslationSettings) -> dict[str, Any]:
     """What the data depend on."""
     names = ("seed", "train_pairs", "valid_pairs", "test_pairs", "vocabulary")
     return {name: getattr(settings, name) for name in names}
 
 
-def load_corpus(folder: Path, settings: Settings) -> Corpus | None:
+def load_corpus(folder: Path, settings: TranslationSettings) -> Corpus | None:
     """The corpus in a folder, or None if there is none or one of other settings."""
-    if not (folder / RECORD).is_file():
-        return None
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record.pop("settings") != data_settings(settings):
-        return None
-    return Corpus(folder, **record)
+    record = load_record(folder, data_settings(settings))
+    return None if record is None else Corpus(folder, **record)
 
 
-def build_corpus(folder: Path, settings: Settings) -> Job:
+def build_corpus(folder: Path, settings: TranslationSettings) -> Job:
     """Makes the corpus in a folder beside it and moves it into place when it is complete."""
     import sentencepiece
 
-    if folder.exists() and not (folder / RECORD).is_file():
-        raise SweepError(f"{folder} is there, but not of the demo's making: give another --out")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = begin_data(folder)
     text, pieces = partial / "text", partial / "pieces"
     write_corpus(
         text, settings.seed, settings.train_pairs, settings.valid_pairs, settings.test_pairs
@@ -91,14 +82,10 @@ def build_corpus(folder: Path, settings: Settings) -> Job:
         line.split() for line in (pieces / "train.de").read_text(encoding="utf-8").splitlines()
     ]
     record = {
-        "settings": data_settings(settings),
         "unigram_loss": unigram_loss(targets),
         "longest_target": max(map(len, targets)) + 1,
     }
-    (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    finish_data(partial, folder, data_settings(settings), record)
 
 
 def unigram_loss(sentences: Iterable[list[str]]) -> float:

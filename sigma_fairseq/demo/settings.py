@@ -1,4 +1,4 @@
-"""What the demo trains, and on what."""
+"""What the demos train, and on what."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,9 @@ from typing import Any
 
 #: A rate that is hot for 18 + 18 layers, and one that DeepNorm bears.
 HOT, MILD = 3e-3, 1e-3
+
+#: LARS begins at this rate, at which 18 layers learn fast, if they learn.
+LARS_RATE = 0.1
 
 
 def _methods() -> dict[str, dict[str, Any]]:
@@ -21,9 +24,17 @@ def _methods() -> dict[str, dict[str, Any]]:
     }
 
 
+def _speech_methods() -> dict[str, dict[str, Any]]:
+    return {
+        "σReparam + post-LN": {"arch": "ctc_transformer_reparam_postln_36l"},
+        "post-LN": {"arch": "ctc_transformer_postln_36l"},
+        "pre-LN": {"arch": "ctc_transformer_preln_36l"},
+    }
+
+
 @dataclass(frozen=True)
-class Settings:
-    """Everything that figures depend on.
+class TranslationSettings:
+    """Everything that figures of the translation demo depend on.
 
     Attributes:
         seed: of the corpus, of the initial weights and of the order of the batches.
@@ -47,6 +58,37 @@ class Settings:
     valid_pairs: int = 500
     test_pairs: int = 500
     vocabulary: int = 200
+    width: int = 64
+    feed_forward: int = 128
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """Everything that figures of the speech demo depend on.
+
+    Attributes:
+        seed: of the corpus, of the initial weights and of the order of the batches.
+        updates: of every training.
+        seconds_per_update: of audio, at most, padding included.
+        methods: what is trained, as in a sweep's file; at `LARS_RATE` if it does not say otherwise.
+        train_utterances: of the training part; an epoch of it ends with a checkpoint.
+        valid_utterances: of the validation part.
+        test_utterances: of the test part.
+        layers: of the encoder.
+        width: model dimension.
+        feed_forward: inner dimension of the feed-forward blocks.
+        heads: attention heads.
+    """
+
+    seed: int = 1
+    updates: int = 600
+    seconds_per_update: int = 15
+    methods: Mapping[str, Any] = field(default_factory=_speech_methods)
+    train_utterances: int = 800
+    valid_utterances: int = 100
+    test_utterances: int = 100
+    layers: int = 18
     width: int = 64
     feed_forward: int = 128
     heads: int = 4

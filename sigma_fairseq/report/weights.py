@@ -51,7 +51,9 @@ def draw_loss(runs: Sequence[Sampled], out: Path) -> Iterator[Drawn]:
         drawn.append(mean)
         _mark_not_finite(axes, sampled)
     scale_to(axes, drawn)
-    axes.set_ylabel("loss (bits a target token)")
+    by_sentence = [sampled.run.options.get("optimization.sentence_avg") for sampled in runs]
+    unit = "sentence" if all(by_sentence) else "target token"
+    axes.set_ylabel(f"loss (bits a {unit})")
     count_updates(axes)
     add_legend(figure, [one.name for one in runs], [one.style for one in runs])
     caption = (

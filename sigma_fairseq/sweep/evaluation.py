@@ -1,4 +1,4 @@
-"""Scores of a trained model on the subsets valid and test, by fairseq's own tools."""
+"""Scores of a trained model on subsets of the data, by fairseq's own tools."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from sigma_fairseq.sweep.commands import fairseq_command
 from sigma_fairseq.sweep.processes import Command, SweepError
 from sigma_fairseq.sweep.settings import Evaluation, Options, Value
 
-SUBSETS = ("valid", "test")
 #: Options of the training that an evaluation shares, where it does not give its own.
 SHARED = ("task", "source-lang", "target-lang", "cpu", "fp16")
 BATCH_SIZE = ("max-tokens", "batch-size")
 
 _TEXT = r"^{kind}-(\d+)\t{score}([^\n]*)$"
+_WER = r"^Generate {subset} with .* WER: ([\d.]+)$"
 _DUMPED = r"\| {subset} \| (\{{[^{{}}]*\}})"
 
 
@@ -45,14 +45,15 @@ def evaluation_commands(
     options: dict[str, Value] = {"task": "translation"}
     options |= {option: trained[option] for option in SHARED if option in trained}
     options |= {"path": str(checkpoint), "no-progress-bar": True}
-    if evaluation.score == "bleu":
-        for subset in SUBSETS:
-            generate = {**options, "gen-subset": subset, **evaluation.options}
+    if evaluation.score in ("bleu", "wer"):
+        scoring = {"scoring": "wer"} if evaluation.score == "wer" else {}
+        for subset in evaluation.subsets:
+            generate = {**options, **scoring, "gen-subset": subset, **evaluation.options}
             arguments = fairseq_command("generate", data, generate)
-            yield Command(f"translating {subset}", arguments, folder / f"generate-{subset}.log")
+            yield Command(f"generating {subset}", arguments, folder / f"generate-{subset}.log")
     else:
         options |= {option: trained[option] for option in BATCH_SIZE if option in trained}
-        options |= {"valid-subset": ",".join(SUBSETS), "log-format": "json"}
+        options |= {"valid-subset": ",".join(evaluation.subsets), "log-format": "json"}
         arguments = fairseq_command("validate", data, {**options, **evaluation.options})
         yield Command("validating", arguments, folder / "validate.log")
 
@@ -64,11 +65,13 @@ def read_scores(evaluation: Evaluation, folder: Path) -> Scores:
         SweepError: a translation, a score or sacreBLEU is missing.
     """
     if evaluation.score == "bleu":
-        return _bleu(folder, evaluation.tokenize)
+        return _bleu(evaluation, folder)
+    if evaluation.score == "wer":
+        return Scores({subset: _wer(folder, subset) for subset in evaluation.subsets})
     log = (folder / "validate.log").read_text(encoding="utf-8")
     key = {"perplexity": "ppl", "loss": "loss"}[evaluation.score]
     scores = {}
-    for subset in SUBSETS:
+    for subset in evaluation.subsets:
         found = re.findall(_DUMPED.format(subset=subset), log)
         figures = json.loads(found[-1]) if found else {}
         if f"{subset}_{key}" not in figures:
@@ -77,12 +80,20 @@ def read_scores(evaluation: Evaluation, folder: Path) -> Scores:
     return Scores(scores)
 
 
-def _bleu(folder: Path, tokenize: str) -> Scores:
+def _wer(folder: Path, subset: str) -> float:
+    file = folder / f"generate-{subset}.log"
+    found = re.findall(_WER.format(subset=subset), file.read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise SweepError(f"{file} has no WER of {subset}")
+    return float(found[-1])
+
+
+def _bleu(evaluation: Evaluation, folder: Path) -> Scores:
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(tokenize=tokenize)
+    metric = BLEU(tokenize=evaluation.tokenize)
     scores = {}
-    for subset in SUBSETS:
+    for subset in evaluation.subsets:
         file = folder / f"generate-{subset}.log"
         log = file.read_text(encoding="utf-8")
         references = dict(re.findall(_TEXT.format(kind="T", score=""), log, re.MULTILINE))

@@ -154,7 +154,8 @@ def _status(active: list[Training]) -> str:
 def _write_results(trainings: list[Training], sweep: Sweep) -> tuple[list[Row], str]:
     """Writes the figures of the trainings that have any, so that they can be read on the way."""
     results = [(training.point, training.result()) for training in trainings]
-    rows = make_rows([(point, result) for point, result in results if result is not None])
+    finished = [(point, result) for point, result in results if result is not None]
+    rows = make_rows(finished, sweep.evaluation.score)
     tables = [score_table(rows, sweep)] if rows else []
     if is_learning_rate_sweep(rows):
         tables.append(sensitivity_table(rows))

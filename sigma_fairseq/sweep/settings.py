@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ Value = str | int | float | bool
 Options = Mapping[str, Value]
 
 #: Score of the evaluation → whether higher is better.
-HIGHER_IS_BETTER = {"bleu": True, "perplexity": False, "loss": False, "none": False}
+HIGHER_IS_BETTER = {"bleu": True, "wer": False, "perplexity": False, "loss": False, "none": False}
+
+#: What models are scored on if a sweep does not say: fairseq's own names.
+SUBSETS = ["valid", "test"]
 
 #: Options of fairseq that the sweep gives itself → what to write instead.
 OWN_OPTIONS = {
@@ -30,7 +33,7 @@ _KEYS = {
         *("data", "out", "options", "methods", "depths", "seeds", "grid", "select"),
         *("evaluate", "jobs"),
     ),
-    "evaluate": ("score", "tokenize", "options"),
+    "evaluate": ("score", "tokenize", "options", "subsets"),
 }
 
 
@@ -64,17 +67,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How models are scored, on the subsets valid and test.
+    """How models are scored.
 
     Attributes:
         score: a key of `HIGHER_IS_BETTER`.
         tokenize: sacreBLEU's tokenizer.
-        options: of fairseq-generate (bleu) or fairseq-validate (perplexity, loss).
+        options: of fairseq-generate (bleu, wer) or fairseq-validate (perplexity, loss).
+        subsets: of the data; by the score on the first of them the table selects.
     """
 
     score: str
     tokenize: str
     options: Options
+    subsets: list[str] = field(default_factory=SUBSETS.copy)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,9 @@ def _evaluation(content: Any) -> Evaluation:
     if score not in HIGHER_IS_BETTER:
         raise SweepError(f"evaluate: score: {score!r} is not one of {', '.join(HIGHER_IS_BETTER)}")
     tokenize = _typed(content.get("tokenize", "13a"), str, "evaluate: tokenize", "a name")
-    return Evaluation(score, tokenize, _options(content.get("options", {}), "evaluate: options"))
+    options = _options(content.get("options", {}), "evaluate: options")
+    subsets = _list(content.get("subsets", SUBSETS), "evaluate: subsets")
+    return Evaluation(score, tokenize, options, subsets)
 
 
 def _check_keys(content: Any, where: str) -> None:

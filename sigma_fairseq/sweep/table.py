@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import NamedTuple, TypeVar
 
-from sigma_fairseq.sweep.settings import HIGHER_IS_BETTER, Point, Sweep
+from sigma_fairseq.sweep.settings import HIGHER_IS_BETTER, Evaluation, Point, Sweep
 from sigma_fairseq.sweep.training import Result
 from sigma_fairseq.verdict import Verdict, judge
 
-_DECIMALS = {"bleu": 1, "perplexity": 2, "loss": 3}
-_TITLES = {"bleu": "BLEU", "perplexity": "ppl", "loss": "loss"}
+_DECIMALS = {"bleu": 1, "wer": 1, "perplexity": 2, "loss": 3}
+_TITLES = {"bleu": "BLEU", "wer": "WER", "perplexity": "ppl", "loss": "loss"}
 _NOTHING = "-"
+
+#: Word error rate, in percent, of saying nothing.
+SILENCE_WER = 100
 
 T = TypeVar("T")
 
@@ -23,20 +26,30 @@ class Row:
 
     Attributes:
         start_loss: the median, over the sweep's trainings of this depth, of the first loss logged.
+        score: what the scores are of, a key of `HIGHER_IS_BETTER`.
     """
 
     point: Point
     result: Result
     start_loss: float
+    score: str = "none"
 
     @property
     def verdict(self) -> Verdict:
-        """Of its losses; a run that did not end counts as diverged unless it was stuck."""
+        """Of its losses; a run that did not end counts as diverged unless it was stuck.
+
+        One whose WER is no better than that of saying nothing is stuck.
+        """
         if self.result.outcome == "not finite" or not self.result.losses:
             return Verdict.DIVERGED
         verdict = judge([loss for _, loss in self.result.losses], self.start_loss)
-        stopped = self.result.outcome == "stopped"
-        return Verdict.DIVERGED if stopped and not verdict.fatal else verdict
+        if verdict.fatal:
+            return verdict
+        if self.result.outcome == "stopped":
+            return Verdict.DIVERGED
+        # CTC losses fall far below the start's before anything is recognised.
+        says_nothing = self.score == "wer" and min(self.result.scores.values()) >= SILENCE_WER
+        return Verdict.STUCK if says_nothing else verdict
 
     @property
     def capped_loss(self) -> float:
@@ -45,14 +58,20 @@ class Row:
         return self.start_loss if math.isnan(final) else min(final, self.start_loss)
 
 
-def make_rows(results: Sequence[tuple[Point, Result]]) -> list[Row]:
-    """Puts the loss at the start, which trainings of a depth share, beside each result."""
+def make_rows(results: Sequence[tuple[Point, Result]], score: str = "none") -> list[Row]:
+    """Puts the loss at the start, which trainings of a depth share, beside each result.
+
+    Args:
+        results: of the trainings.
+        score: what their scores are of.
+    """
     firsts: dict[int | None, list[float]] = {}
     for point, result in results:
         if result.losses and math.isfinite(result.losses[0][1]):
             firsts.setdefault(point.depth, []).append(result.losses[0][1])
     return [
-        Row(point, result, median(firsts.get(point.depth, [math.inf]))) for point, result in results
+        Row(point, result, median(firsts.get(point.depth, [math.inf])), score)
+        for point, result in results
     ]
 
 
@@ -111,11 +130,12 @@ def sensitivity_table(rows: Sequence[Row]) -> str:
     return _markdown(table) + "\n\n" + legend
 
 
-def _columns(score: str) -> list[_Column]:
+def _columns(evaluation: Evaluation) -> list[_Column]:
+    score = evaluation.score
     columns = [_Column("loss", lambda row: row.result.final_loss, 3, False)]
     if score == "none":
         return columns
-    for subset in ("valid", "test"):
+    for subset in evaluation.subsets:
 
         def figure(row: Row, subset: str = subset) -> float:
             return row.result.scores.get(subset, math.nan)
@@ -135,7 +155,7 @@ def _at_best_value(group: list[Row], sweep: Sweep) -> list[Row]:
     """Of one method at one depth the seeds at the best value of the option to select."""
     if sweep.select is None or not group:
         return group
-    column = _columns(sweep.evaluation.score)[:2][-1]
+    column = _columns(sweep.evaluation)[:2][-1]
     by_value: dict[object, list[Row]] = {}
     for row in group:
         by_value.setdefault(row.point.grid[sweep.select], []).append(row)
@@ -155,7 +175,7 @@ def _depth_cells(groups: list[list[Row]], sweep: Sweep) -> list[list[str]]:
         chosen = [str(group[0].point.grid[sweep.select]) if group else _NOTHING for group in groups]
         cells.append([sweep.select, *chosen])
     cells.append(["DV", *map(_lost, groups)])
-    for column in _columns(sweep.evaluation.score):
+    for column in _columns(sweep.evaluation):
         means = [_mean_of_ended(group, column) for group in groups]
         finite = [mean for mean in means if math.isfinite(mean)]
         best = (max if column.higher_is_better else min)(finite, default=math.nan)
@@ -205,8 +225,14 @@ def _legend(rows: Sequence[Row], sweep: Sweep) -> str:
     ]
     signatures = _unique(row.result.signature for row in rows if row.result.signature)
     lines += [f"BLEU: sacreBLEU {signature}" for signature in signatures]
+    if sweep.evaluation.score == "wer":
+        lines.append(
+            "WER: word error rate in percent; a run is also stuck when it is 100 or more on all "
+            "subsets, as if nothing were said. A token is a letter."
+        )
     if sweep.select is not None:
-        score = "loss" if sweep.evaluation.score == "none" else "score on valid"
+        evaluation = sweep.evaluation
+        score = "loss" if evaluation.score == "none" else f"score on {evaluation.subsets[0]}"
         lines.append(
             f"{sweep.select}: of all values the one at which the fewest seeds diverge or are stuck "
             f"and, of those, the {score} is best."

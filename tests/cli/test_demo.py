@@ -6,7 +6,10 @@ import pytest
 
 from sigma_fairseq.cli import main
 from sigma_fairseq.demo import run
-from sigma_fairseq.demo.settings import Settings
+from sigma_fairseq.demo.run import Demo
+from sigma_fairseq.demo.settings import SpeechSettings, TranslationSettings
+from sigma_fairseq.demo.speech import SpeechDemo
+from sigma_fairseq.demo.translation import TranslationDemo
 from sigma_fairseq.sweep.processes import SweepError
 
 
@@ -16,8 +19,9 @@ class Call:
     def __init__(self) -> None:
         self.raises: BaseException | None = None
 
-    def __call__(self, out: Path, settings: Settings, jobs: int, stream: object) -> str:
-        self.out, self.settings, self.jobs = out, settings, jobs
+    def __call__(self, out: Path, demo: Demo, jobs: int, stream: object) -> str:
+        assert isinstance(demo, TranslationDemo | SpeechDemo)
+        self.out, self.settings, self.jobs = out, demo.settings, jobs
         if self.raises is not None:
             raise self.raises
         return "the table"
@@ -35,7 +39,7 @@ def test_table_is_printed_and_the_defaults_are_run(
 ) -> None:
     assert main(["demo"]) == 0
     assert capsys.readouterr().out == "the table\n"
-    assert call.settings == Settings()
+    assert call.settings == TranslationSettings()
     assert call.out == Path("runs/demo")
     assert call.jobs >= 1
 
@@ -43,7 +47,19 @@ def test_table_is_printed_and_the_defaults_are_run(
 def test_options_are_handed_on(call: Call) -> None:
     assert main(["demo", "--out", "x/y", "--seed", "3", "--updates", "50", "--jobs", "7"]) == 0
     assert (call.out, call.jobs) == (Path("x/y"), 7)
-    assert call.settings == Settings(seed=3, updates=50)
+    assert call.settings == TranslationSettings(seed=3, updates=50)
+
+
+def test_speech_is_a_demo_with_defaults_of_its_own(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--speech"]) == 0
+    assert call.settings == SpeechSettings()
+    assert main(["demo", "--speech", "--seed", "3", "--updates", "50"]) == 0
+    assert call.settings == SpeechSettings(seed=3, updates=50)
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    assert "The speech is synthetic" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

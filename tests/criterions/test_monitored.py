@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import USER_DIR
+from tests.speech.corpus import read_manifest, write_corpus
 
 MONITORED = ("--criterion", "monitored_label_smoothed_cross_entropy", "--label-smoothing", "0.1")
 PLAIN = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
@@ -226,3 +227,48 @@ def test_fairseqs_language_model_with_adaptive_softmax(fairseq: Fairseq, tmp_pat
     assert 0.9 * uniform < found["entropy"][0].min() <= found["entropy"][0].max() <= uniform
     first = logged(result.stdout + result.stderr)[0]
     assert found["loss"][0] == pytest.approx(float(first["loss"]), abs=2e-3)
+
+
+def test_speech_with_dropped_layers_is_watched_validated_by_words_and_resumed(
+    fairseq: Fairseq, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "data", {"train": 6, "valid": 2})
+    run = tmp_path / "run"
+    speech = [
+        *(str(tmp_path / "data"), "--user-dir", USER_DIR, "--task", "ctc_speech", "--cpu"),
+        *("--arch", "ctc_transformer_reparam_postln_36l", "--encoder-layers", "2"),
+        *("--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"),
+        *("--encoder-attention-heads", "2", "--encoder-layerdrop", "0.5", "--seed", "1"),
+        *("--criterion", "monitored_ctc", "--zero-infinity", "--monitor-interval", "1"),
+        *("--optimizer", "adagrad", "--lr", "0.01", "--batch-size", "2", "--num-workers", "0"),
+        *("--best-checkpoint-metric", "wer", "--save-dir", str(run), "--no-epoch-checkpoints"),
+        *("--log-format", "json", "--log-interval", "1"),
+    ]
+    result = fairseq("train", *speech, "--max-update", "3")
+    text = result.stdout + result.stderr
+    found = records(run)
+    assert found["update"].tolist() == [0, 1, 2]
+    # The entropy of attending evenly to all frames of an utterance, a third of those read.
+    frames = [-(-int(row[2]) // 3) for row in read_manifest(tmp_path / "data" / "train.tsv")]
+    evenly = found["entropy_max"][np.isfinite(found["entropy_max"])]
+    assert math.log(min(frames)) <= evenly.min() <= evenly.max() <= math.log(max(frames))
+    (valid,) = re.findall(r"\| valid \| (\{.*\})", text)
+    assert float(json.loads(valid)["valid_wer"]) > 0
+    assert "decoder" not in (run / "monitor.json").read_text().partition('"options"')[0]
+    assert (run / "checkpoint_best.pt").is_file()
+
+    again = fairseq("train", *speech, "--max-update", "5")
+    found = records(run)
+    assert found["update"].tolist() == [0, 1, 2, 3, 4]
+    for number, line in enumerate(logged(text) + logged(again.stdout + again.stderr)):
+        dropped = np.random.default_rng((1, number)).random(2) < 0.5
+        entropy = found["entropy"][number]
+        assert np.isnan(entropy).all(axis=1).tolist() == dropped.tolist()
+        assert np.isnan(entropy).any(axis=1).tolist() == dropped.tolist()
+        if not dropped.all():
+            mean = float(line["entropy/encoder_self"])
+            assert mean == pytest.approx(entropy[~dropped].mean(), rel=1e-4)
+    options = json.loads((run / "monitor.json").read_text())["options"]
+    assert options["task"]["_name"] == "ctc_speech"
+    assert options["task"]["decoder"] == "greedy"
+    assert "encoder_layers" not in options["task"]

@@ -1,4 +1,4 @@
-"""The demo end to end on a tiny scale, through fairseq's real commands."""
+"""The translation demo end to end on a tiny scale, through fairseq's real commands."""
 
 import dataclasses
 import io
@@ -13,10 +13,11 @@ import pytest
 
 from sigma_fairseq.demo.corpus import load_corpus
 from sigma_fairseq.demo.run import run_demo
-from sigma_fairseq.demo.settings import Settings
+from sigma_fairseq.demo.settings import TranslationSettings
+from sigma_fairseq.demo.translation import TranslationDemo
 from sigma_fairseq.sweep.processes import SweepError
 
-TINY = Settings(
+TINY = TranslationSettings(
     seed=5,
     updates=6,
     sentences_per_update=8,
@@ -43,7 +44,7 @@ class Ran(NamedTuple):
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     out = tmp_path_factory.mktemp("a folder") / "demo"
-    return Ran(out, run_demo(out, TINY, 1, io.StringIO()))
+    return Ran(out, run_demo(out, TranslationDemo(TINY), 1, io.StringIO()))
 
 
 def read_lines(file: Path) -> list[str]:
@@ -93,7 +94,7 @@ def test_second_run_starts_nothing_and_prints_the_same(
         raise AssertionError(f"started {args}")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert run_demo(ran.out, TINY, 1, io.StringIO()) == ran.printed
+    assert run_demo(ran.out, TranslationDemo(TINY), 1, io.StringIO()) == ran.printed
 
 
 def test_data_of_other_settings_are_not_used(ran: Ran) -> None:
@@ -108,11 +109,12 @@ def test_data_of_other_settings_are_not_used(ran: Ran) -> None:
 def test_training_that_cannot_be_is_an_error(ran: Ran, tmp_path: Path) -> None:
     shutil.copytree(ran.out / "seed5" / "data", tmp_path / "seed5" / "data")
     methods = {"mine": {"arch": "transformer_of_no_kind"}}
+    demo = TranslationDemo(dataclasses.replace(TINY, methods=methods))
     with pytest.raises(SweepError, match="there is no architecture transformer_of_no_kind"):
-        run_demo(tmp_path, dataclasses.replace(TINY, methods=methods), 1, io.StringIO())
+        run_demo(tmp_path, demo, 1, io.StringIO())
     (tmp_path / "seed5" / "runs" / "post-LN-lr0.003-seed5").mkdir(parents=True)
     with pytest.raises(SweepError, match="is not of a sweep's making: give another out"):
-        run_demo(tmp_path, TINY, 1, io.StringIO())
+        run_demo(tmp_path, TranslationDemo(TINY), 1, io.StringIO())
 
 
 def test_data_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -120,17 +122,17 @@ def test_data_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     thesis = tmp_path / "seed5" / "data" / "thesis.tex"
     thesis.write_text("the only copy")
     with pytest.raises(SweepError, match="not of the demo's making: give another --out"):
-        run_demo(tmp_path, TINY, 1, io.StringIO())
+        run_demo(tmp_path, TranslationDemo(TINY), 1, io.StringIO())
     assert thesis.read_text() == "the only copy"
 
 
 def test_out_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepError, match=r"cannot write to .*file/seed5: Not a directory"):
-        run_demo(tmp_path / "file", TINY, 1, io.StringIO())
+        run_demo(tmp_path / "file", TranslationDemo(TINY), 1, io.StringIO())
 
 
 def test_what_fairseq_cannot_take_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="fairseq takes : in "):
-        run_demo(tmp_path / "a:b", TINY, 1, io.StringIO())
+        run_demo(tmp_path / "a:b", TranslationDemo(TINY), 1, io.StringIO())
     assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,26 @@ def test_sentence_without_translation_is_an_error(tmp_path: Path) -> None:
         read_scores(BLEU, tmp_path)
 
 
+def test_word_error_rate_is_what_fairseq_printed_last(tmp_path: Path) -> None:
+    wer = Evaluation("wer", "13a", {}, ["dev-clean", "test"])
+    for subset, rate in (("dev-clean", "12.34"), ("test", "100.00")):
+        lines = ["H-0\t-1.0\ta WER: 7", f"Generate {subset} with beam=5: WER: {rate}", ""]
+        (tmp_path / f"generate-{subset}.log").write_text("\n".join(lines))
+    assert read_scores(wer, tmp_path).scores == {"dev-clean": 12.34, "test": 100.0}
+    (tmp_path / "generate-test.log").write_text("Generate dev-clean with beam=5: WER: 1.00\n")
+    with pytest.raises(SweepError, match=r"generate-test.log has no WER of test"):
+        read_scores(wer, tmp_path)
+
+
+def test_words_are_scored_by_fairseq_on_the_subsets_asked_for(tmp_path: Path) -> None:
+    wer = Evaluation("wer", "13a", {"max-tokens": 9}, ["dev-clean"])
+    trained = {"task": "ctc_speech", "cpu": True}
+    (command,) = evaluation_commands(wer, trained, tmp_path, tmp_path)
+    expected = {"--scoring=wer", "--gen-subset=dev-clean", "--task=ctc_speech", "--max-tokens=9"}
+    assert expected < {*command.arguments}
+    assert command.log == tmp_path / "generate-dev-clean.log"
+
+
 def test_loss_and_perplexity_are_of_each_subset(tmp_path: Path) -> None:
     (tmp_path / "validate.log").write_text(
         'x | INFO | valid | {"valid_loss": "5.5", "valid_nll_loss": "5", "valid_ppl": "32"}\n'

@@ -23,7 +23,7 @@ seeds: [1, 2]
 grid:
   lr: [3e-4, 1e-3]
 select: lr
-evaluate: {score: bleu, tokenize: char, options: {beam: 5}}
+evaluate: {score: bleu, tokenize: char, options: {beam: 5}, subsets: [dev-clean, test]}
 jobs: 3
 """
 SMALL = "data: bin\nmethods: {a: {arch: x}}\n"
@@ -58,14 +58,14 @@ def test_rest_of_the_file(tmp_path: Path) -> None:
     sweep = load(tmp_path, FULL)
     assert (sweep.data, sweep.out) == (tmp_path / "bin", tmp_path / "out/here")
     assert (sweep.select, sweep.jobs) == ("lr", 3)
-    assert sweep.evaluation == Evaluation("bleu", "char", {"beam": 5})
+    assert sweep.evaluation == Evaluation("bleu", "char", {"beam": 5}, ["dev-clean", "test"])
 
 
 def test_small_file_has_defaults(tmp_path: Path) -> None:
     sweep = load(tmp_path, SMALL)
     assert [point.name for point in sweep.points] == ["a-seed1"]
     assert sweep.out == tmp_path / "runs" / "rates"
-    assert sweep.evaluation.score == "none"
+    assert sweep.evaluation == Evaluation("none", "13a", {}, ["valid", "test"])
     assert (sweep.select, sweep.jobs) == (None, None)
 
 
@@ -93,7 +93,8 @@ def test_method_may_have_depths_and_grid_values_of_its_own(tmp_path: Path) -> No
     [
         (SMALL + "grids: {lr: [1]}", "the sweep has no key grids; did you mean grid? (allowed: da"),
         (SMALL + "evaluate: {scor: bleu}", "evaluate has no key scor; did you mean score? (allow"),
-        (SMALL + "evaluate: {score: wer}", "'wer' is not one of bleu, perplexity, loss, none"),
+        (SMALL + "evaluate: {score: cer}", "'cer' is not one of bleu, wer, perplexity, loss"),
+        (SMALL + "evaluate: {subsets: test}", "evaluate: subsets: a list expected, not 'test'"),
         (SMALL + "seeds: []", "seeds is an empty list"),
         (SMALL + "grid: {lr: []}", "grid: lr is an empty list"),
         (SMALL + "grid: {lr: 1}", "grid: lr: a list expected, not 1"),

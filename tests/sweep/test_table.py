@@ -100,6 +100,34 @@ def test_lower_perplexity_is_better() -> None:
     assert (first[3], second[3]) == ("9.00", "**8.00**")
 
 
+def test_lower_word_error_rate_is_better_and_that_of_silence_is_stuck() -> None:
+    rows = make_rows(
+        [
+            (point("good"), result(FALLING, 12.0)),
+            (point("bad"), result(FALLING, 100.5)),
+            (point("silent"), result(FALLING, 101.0)),
+        ],
+        "wer",
+    )
+    # On the second subset "bad" has 99.5, and so some words right.
+    verdicts = [Verdict.HEALTHY, Verdict.HEALTHY, Verdict.STUCK]
+    assert [row.verdict for row in rows] == verdicts
+    text = score_table(rows, sweep("wer"))
+    head, *lines = cells(text)
+    assert head == ["method", "DV", "loss", "valid WER", "test WER"]
+    assert [line[3] for line in lines] == ["**12.0**", "100.5", "101.0"]
+    assert lines[2][1] == "0/1, stuck 1/1"
+    assert "WER: word error rate in percent" in text
+
+
+def test_columns_are_of_the_subsets_scored() -> None:
+    evaluation = Evaluation("wer", "13a", {}, ["dev-other"])
+    scored = Result("finished", result(FALLING).losses, {"dev-other": 7.0})
+    rows = make_rows([(point("a"), scored)], "wer")
+    head, line = cells(score_table(rows, Sweep(Path(), Path(), (), evaluation)))
+    assert (head[3:], line[3:]) == (["dev-other WER"], ["**7.0**"])
+
+
 def test_selected_value_is_the_best_of_those_where_fewest_seeds_are_lost() -> None:
     rows = make_rows(
         [

@@ -56,7 +56,7 @@ def write_speech(folder: Path, settings: SpeechSettings) -> None:
         "input_feat_per_channel": MEL_BINS,
         "sample_rate": RATE,
         "shuffle": True,
-        "transforms": {"*": ["utterance_norm"]},
+        "feature_transforms": {"*": ["utterance_norm"]},
     }
     (partial / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     finish_data(partial, folder, data_settings(settings), {})

@@ -26,6 +26,27 @@ no_colon() { # fairseq takes a path with a colon for a list of paths
     esac
 }
 
+train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on with it, or leaves it where it has ended
+    local save=$1 what=$2 line
+    shift 2
+    # Resumed after its last update, fairseq would make one more: what has ended is left alone.
+    line=$(printf '%q ' "$@")
+    if [ -f "$save/finished.txt" ] && [ "$(cat "$save/finished.txt")" = "$line" ]; then
+        say "$save: this run has ended; see train.log there"
+        exit 0
+    fi
+    mkdir -p "$save"
+    rm -f "$save/finished.txt"
+    if [ -f "$save/checkpoint_last.pt" ]; then
+        say "resuming $what, in $save"
+    else
+        say "training $what, in $save"
+    fi
+    say "$line" | tee -a "$save/train.log"
+    "$@" 2>&1 | tee -a "$save/train.log"
+    printf '%s\n' "$line" >"$save/finished.txt"
+}
+
 case ${1:-} in
     -h | --help)
         usage

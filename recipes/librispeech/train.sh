@@ -121,24 +121,9 @@ run=(
     --save-dir "$save" "${settings[@]}" "$@"
 )
 
-line=$(printf '%q ' "${run[@]}")
 if [ "${DRY_RUN:-0}" != 0 ]; then
-    printf '%s\n' "$line"
+    printf '%q ' "${run[@]}" && echo
     exit 0
 fi
-# Resumed after its last update, fairseq would make one more: what has ended is left alone.
-if [ -f "$save/finished.txt" ] && [ "$(cat "$save/finished.txt")" = "$line" ]; then
-    say "$save: this run has ended; see train.log there"
-    exit 0
-fi
-mkdir -p "$save"
-rm -f "$save/finished.txt"
-if [ -f "$save/checkpoint_last.pt" ]; then
-    say "resuming $arch, $optimizer, seed $seed, in $save"
-else
-    say "training $arch, $optimizer, seed $seed, in $save"
-fi
-say "$line" | tee -a "$save/train.log"
-"${run[@]}" 2>&1 | tee -a "$save/train.log"
-printf '%s\n' "$line" >"$save/finished.txt"
+train_or_resume "$save" "$arch, $optimizer, seed $seed" "${run[@]}"
 say "done: $save/checkpoint_best.pt has the best word error rate on ${valid%%,*}"

@@ -51,25 +51,7 @@ fi
 case $arch in
     *_reparam_*) rate=$reparam_rate ;;
 esac
-run=(
-    fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed"
+train_or_resume "$save" "$arch, seed $seed" \
+    fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed" \
     --save-dir "$save" "${settings[@]}" --lr "$rate" "$@"
-)
-
-# Resumed after its last update, fairseq would make one more: what has ended is left alone.
-line=$(printf '%q ' "${run[@]}")
-if [ -f "$save/finished.txt" ] && [ "$(cat "$save/finished.txt")" = "$line" ]; then
-    say "$save: this run has ended; see train.log there"
-    exit 0
-fi
-mkdir -p "$save"
-rm -f "$save/finished.txt"
-if [ -f "$save/checkpoint_last.pt" ]; then
-    say "resuming $arch, seed $seed, in $save"
-else
-    say "training $arch, seed $seed, in $save"
-fi
-say "$line" | tee -a "$save/train.log"
-"${run[@]}" 2>&1 | tee -a "$save/train.log"
-printf '%s\n' "$line" >"$save/finished.txt"
 say "done: $save/checkpoint_best.pt has the best perplexity on the validation set"

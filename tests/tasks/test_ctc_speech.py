@@ -93,6 +93,24 @@ def test_training_is_the_same_resumed_with_other_workers(
     assert "test: cannot use test-0: corrupt" in log
 
 
+def test_plateau_schedule_goes_by_the_wer(
+    fairseq: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    # Steps that lower the loss and change no word: with a patience of none, epoch 3 has half.
+    schedule = ("--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", "0.5", "--lr", "0.01")
+    lars = ("--optimizer", "lars", "--max-epoch", "3", "--num-workers", "0", "--no-save")
+    log = fairseq("train", str(folder), *TRAINING, *schedule, *lars).stdout
+
+    def logged(subset: str, name: str) -> list[float]:
+        entries = re.findall(rf"\| {subset} \| (\{{.*\}})$", log, re.M)
+        return [float(json.loads(entry)[f"{subset}_{name}"]) for entry in entries]
+
+    assert len(set(logged("dev", "wer"))) == 1
+    losses = logged("dev", "loss")
+    assert losses[0] > 1.001 * losses[1] > 1.001 * losses[2]
+    assert logged("train", "lr") == [0.01, 0.01, 0.005]
+
+
 def test_strict_is_one_line_and_status_1(
     fairseq: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:

@@ -1,9 +1,12 @@
 """The options that every model family has, and which of them contradict each other."""
 
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models.transformer import TransformerConfig
+from omegaconf import OmegaConf
 
 DEFAULT_INIT_STD = 0.1
 
@@ -70,6 +73,25 @@ class StabilityConfig(FairseqDataclass):
             "is 1"
         },
     )
+
+
+def transformer_config(options: Any) -> TransformerConfig:
+    """fairseq's nested config of a model's options, which fairseq's layers read.
+
+    Args:
+        options: as for `check_options`; fields that the nested config does not know, those of
+            `StabilityConfig` among them, become its attributes.
+
+    Raises:
+        ValueError: options that contradict each other, in one line.
+    """
+    check_options(options)
+    values: Any = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
+    if values["reparam"] == "sigma" and values["reparam_init_std"] is None:
+        values["reparam_init_std"] = DEFAULT_INIT_STD
+    nested = TransformerConfig.from_namespace(Namespace(**values))
+    nested.encoder.normalize_before = nested.decoder.normalize_before = nested.norm == "preln"
+    return nested
 
 
 def check_options(options: Any) -> None:

@@ -4,15 +4,13 @@ An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS` (36 layers, a
 768, FFN 3072, 4 heads).
 """
 
-from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from fairseq.models import FairseqEncoder, FairseqEncoderModel
-from fairseq.models.transformer import TransformerConfig
 from fairseq.modules import LayerNorm
-from omegaconf import II, OmegaConf
+from omegaconf import II
 from torch import Tensor, nn
 
 from sigma_fairseq.layers import deepnorm
@@ -21,7 +19,7 @@ from sigma_fairseq.layers.front_end import STRIDE, ConvFrontEnd
 from sigma_fairseq.layers.speech_layer import SpeechEncoderLayer
 from sigma_fairseq.layers.transformer_layer import wrap_layer
 from sigma_fairseq.models.architectures import register_architecture
-from sigma_fairseq.models.options import DEFAULT_INIT_STD, StabilityConfig, check_options
+from sigma_fairseq.models.options import StabilityConfig, transformer_config
 from sigma_fairseq.models.stable_model import StableModel
 from sigma_fairseq.reparam import SigmaLinear, convert
 
@@ -166,14 +164,10 @@ class SpeechModel(StableModel, FairseqEncoderModel):
             ValueError: options that contradict each other, in one line.
         """
         _check_options(cfg)
-        values: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        if values["reparam"] == "sigma" and values["reparam_init_std"] is None:
-            values["reparam_init_std"] = DEFAULT_INIT_STD
-        nested = TransformerConfig.from_namespace(Namespace(**values))
-        nested.encoder.normalize_before = nested.norm == "preln"
+        nested = transformer_config(cfg)
         features = task.data_cfg.input_feat_per_channel
         model = cls(SpeechEncoder(nested, features, task.target_dictionary))
-        model.scale_gamma_learning_rate(values["gamma_lr_scale"])
+        model.scale_gamma_learning_rate(nested.gamma_lr_scale)
         return model
 
     def forward(
@@ -185,7 +179,6 @@ class SpeechModel(StableModel, FairseqEncoderModel):
 
 
 def _check_options(cfg: Any) -> None:
-    check_options(cfg)
     if cfg.reparam_conv and str(cfg.reparam) == "none":
         raise ValueError("--reparam-conv needs a --reparam other than none")
     if cfg.encoder_embed_dim % cfg.encoder_attention_heads:

@@ -5,7 +5,6 @@ An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS` (Tables 4 and
 """
 
 import dataclasses
-from argparse import Namespace
 from dataclasses import field
 from typing import Any, Optional
 
@@ -16,7 +15,6 @@ from fairseq.models.transformer import (
     TransformerEncoderBase,
     TransformerModelBase,
 )
-from omegaconf import OmegaConf
 from torch import nn
 
 from sigma_fairseq.layers import deepnorm
@@ -26,7 +24,7 @@ from sigma_fairseq.layers.transformer_layer import (
     wrap_layer,
 )
 from sigma_fairseq.models.architectures import register_architecture
-from sigma_fairseq.models.options import DEFAULT_INIT_STD, StabilityConfig, check_options
+from sigma_fairseq.models.options import StabilityConfig, transformer_config
 from sigma_fairseq.models.stable_model import StableModel
 
 DEPTHS = (6, 18, 50, 100)
@@ -110,12 +108,7 @@ class TranslationModel(StableModel, TransformerModelBase):
         Raises:
             ValueError: options that contradict each other, in one line.
         """
-        check_options(cfg)
-        values: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        if values["reparam"] == "sigma" and values["reparam_init_std"] is None:
-            values["reparam_init_std"] = DEFAULT_INIT_STD
-        nested = TransformerConfig.from_namespace(Namespace(**values))
-        nested.encoder.normalize_before = nested.decoder.normalize_before = nested.norm == "preln"
+        nested = transformer_config(cfg)
         nested.encoder.deepnorm = nested.decoder.deepnorm = None
         if nested.norm == "deepnorm":
             # From the depth of training, which pruning by layers_to_keep leaves as it is.
@@ -123,7 +116,7 @@ class TranslationModel(StableModel, TransformerModelBase):
                 nested.encoder.layers, nested.decoder.layers
             )
         model: TranslationModel = super().build_model(nested, task)
-        model.scale_gamma_learning_rate(values["gamma_lr_scale"])
+        model.scale_gamma_learning_rate(nested.gamma_lr_scale)
         return model
 
     @classmethod

@@ -4,11 +4,9 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 from argparse import Namespace
 from pathlib import Path
@@ -19,6 +17,8 @@ import soundfile
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule
 from fairseq.optim.lr_scheduler.step_lr_scheduler import StepLRSchedule
+
+from tests.recipes.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "librispeech"
@@ -45,17 +45,8 @@ RATES = {
 def run(
     script: str, *arguments: object, cwd: Path, recipe: Path = RECIPE, **env: object
 ) -> subprocess.CompletedProcess:
-    """Runs a script of the recipe from `cwd`, with the Python that runs the tests on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(recipe / script), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-        | {name: str(value) for name, value in env.items()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs a script of the recipe; see `run_script`."""
+    return run_script(recipe / script, *arguments, cwd=cwd, **env)
 
 
 def write_set(folder: Path, count: int) -> None:

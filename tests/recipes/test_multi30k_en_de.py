@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.recipes.scripts import run_script
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "multi30k_en_de"
 ARCH = "transformer_reparam_deepnorm_6l"
@@ -27,17 +27,8 @@ WORDS = {
 
 
 def run(script: str, *arguments: object, cwd: Path, **env: object) -> subprocess.CompletedProcess:
-    """Runs a script of the recipe from `cwd`, with the Python that runs the tests on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(RECIPE / script), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-        | {k: str(v) for k, v in env.items()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs a script of the recipe; see `run_script`."""
+    return run_script(RECIPE / script, *arguments, cwd=cwd, **env)
 
 
 def write_corpus(raw: Path) -> None:

@@ -1,32 +1,23 @@
 """The recipe of spoken digits, run as a user runs it, on digits that are tones."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from tests.recipes.scripts import run_script
+
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "spoken_digits"
 ARCH = "ctc_transformer_reparam_postln_36l"
 
 
 def run(script: str, *arguments: object, cwd: Path, **env: object) -> subprocess.CompletedProcess:
-    """Runs a script of the recipe from `cwd`, with the Python that runs the tests on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(RECIPE / script), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-        | {name: str(value) for name, value in env.items()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs a script of the recipe; see `run_script`."""
+    return run_script(RECIPE / script, *arguments, cwd=cwd, **env)
 
 
 def write_recordings(folder: Path) -> None:

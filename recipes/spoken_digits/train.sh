@@ -22,14 +22,12 @@ export DATA_DIR=${DATA_DIR:-$root/data/$recipe}/data
 export SAVE_DIR=${SAVE_DIR:-$root/runs/$recipe/$arch/$optimizer/seed$seed}
 
 # Chosen from two or three each by the training loss after 300 updates.
-gamma_scale=5
 case $arch-$optimizer in
     ctc_transformer_postln_*-adagrad) rate=0.01 ;;
     ctc_transformer_preln_*-adagrad) rate=0.03 ;;
     *-adagrad) rate=0.015 ;;
-    ctc_transformer_preln_*-lars) rate=0.3 ;;
-    ctc_transformer_reparam_noln_*-lars) rate=0.3 gamma_scale=1 ;;
-    *) rate=0.1 ;;
+    ctc_transformer_postln_*-lars) rate=0.1 ;;
+    *) rate=0.3 ;;
 esac
 settings=(
     --config-yaml config_short.yaml
@@ -43,8 +41,8 @@ case $optimizer in
     adagrad) settings+=(--warmup-updates 100) ;;
     lars) settings+=(--trust-coefficient 0.01) ;;
 esac
-case $arch in
-    *_reparam_*) settings+=(--gamma-lr-scale "$gamma_scale") ;;
+case $arch-$optimizer in
+    *_reparam_*-adagrad) settings+=(--gamma-lr-scale 5) ;;
 esac
 SCHEDULE=${SCHEDULE:-cosine} CPU=1 exec "$root/recipes/librispeech/train.sh" \
     100h "$arch" "$optimizer" "$seed" "${settings[@]}" "$@"

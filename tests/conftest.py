@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,30 @@ def run_fairseq(command: str, *args: str, check: bool = True) -> "subprocess.Com
     if check and result.returncode:
         raise AssertionError(f"fairseq-{command} failed:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def train_on_two_workers(*args: str) -> None:
+    """Runs fairseq-train on the CPU as two processes that share each update."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    distributed = (
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-world-size", "2"),
+        *("--distributed-no-spawn", "--distributed-rank"),
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "fairseq_cli.train", *args, *distributed, rank],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
 import random
 import re
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from fairseq import criterions
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import USER_DIR
+from tests.conftest import USER_DIR, train_on_two_workers
 from tests.speech.corpus import read_manifest, write_corpus
 
 MONITORED = ("--criterion", "monitored_label_smoothed_cross_entropy", "--label-smoothing", "0.1")
@@ -96,30 +93,7 @@ def test_two_workers_see_what_one_does_with_twice_the_micro_batches(
 ) -> None:
     common = (*MONITORED, "--monitor-interval", "1", "--max-update", "3", "--dropout", "0")
     fairseq("train", *options(data_bin, tmp_path / "one", *common, "--update-freq", "2"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    distributed = [
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-world-size", "2"),
-        "--distributed-no-spawn",
-    ]
-    workers = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-W", "ignore", "-m", "fairseq_cli.train"),
-                *options(data_bin, tmp_path / "two", *common, *distributed),
-                *("--distributed-rank", str(rank)),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    train_on_two_workers(*options(data_bin, tmp_path / "two", *common))
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert two["update"].tolist() == [0, 1, 2]
     for field in one.dtype.names:

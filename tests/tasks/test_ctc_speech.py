@@ -19,7 +19,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 
 from sigma_fairseq.tasks.ctc_speech import CtcSpeechTask
-from tests.conftest import USER_DIR
+from tests.conftest import USER_DIR, train_on_two_workers
 from tests.speech.corpus import damage, read_manifest, write_corpus, write_manifest
 
 TRAINING = (
@@ -91,6 +91,26 @@ def test_training_is_the_same_resumed_with_other_workers(
     log = generated.stdout + generated.stderr
     assert "test: left out 1 of 4: too long 1 (test-1)" in log
     assert "test: cannot use test-0: corrupt" in log
+
+
+def test_two_workers_are_one_with_twice_the_accumulation(
+    fairseq: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    # CAPE's shift is drawn by each worker for itself. One batch of four cannot be used.
+    plain = ("--cape-global-shift", "0", "--encoder-layerdrop", "0", "--num-workers", "0")
+    drops = ("--dropout-input", "--attention-dropout", "--activation-dropout")
+    plain += tuple(word for drop in drops for word in (drop, "0"))
+    common = (str(folder), *TRAINING, *plain, "--max-update", "4", "--save-dir")
+    fairseq("train", *common, str(tmp_path / "one"), "--update-freq", "2")
+    train_on_two_workers(*common, str(tmp_path / "two"), "--update-freq", "1")
+    one, two = (
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)
+        for name in ("one", "two")
+    )
+    for name, value in one["model"].items():
+        torch.testing.assert_close(value, two["model"][name], rtol=1e-4, atol=1e-6, msg=name)
+    wers = [state["extra_state"]["best"] for state in (one, two)]
+    assert wers[0] == wers[1]
 
 
 def test_plateau_schedule_goes_by_the_wer(

@@ -1,6 +1,7 @@
 """The task `ctc_speech`: from a data folder of speech to batches, and from a model to words."""
 
 import logging
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,6 +156,9 @@ class CtcSpeechTask(SpeechToTextTask):
             super().reduce_metrics(logging_outputs, criterion)
         else:
             metrics.log_scalar("loss", 0, weight=0)
+            if any("w_total" in log for log in logging_outputs):
+                # Should no utterance of the split be left, there is still a figure to compare.
+                metrics.log_derived("wer", _wer)
 
     def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
         """The decoder of `--decoder`; see `sigma_fairseq.speech.decoding`."""
@@ -164,6 +168,11 @@ class CtcSpeechTask(SpeechToTextTask):
     def build_bpe(self, args: Any) -> Letters:
         """`fairseq-generate` shows words by its `decode`."""
         return Letters(self.tgt_dict)
+
+
+def _wer(meters: Any) -> float:
+    words = meters["_w_total"].sum if "_w_total" in meters else 0
+    return 100 * float(meters["_w_errors"].sum) / float(words) if words else math.inf
 
 
 def _weighed(sample: Any, loss: Any, sample_size: Any, log: Any) -> tuple[Any, Any, Any]:

@@ -11,6 +11,7 @@ import torch
 from fairseq.optim import FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer, shard_
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from timm.optim import lars as timm
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -145,7 +146,6 @@ def test_vectors_take_the_steps_of_sgd(decay: float) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.2])
 def test_timm_has_the_same_at_a_constant_rate(decay: float) -> None:
-    timm = pytest.importorskip("timm.optim.lars")
     weights = draw(WEIGHTS, seed=2)
     options = {"momentum": 0.9, "weight_decay": decay}
 
@@ -297,7 +297,6 @@ def process_group(tmp_path: Path) -> Iterator[Any]:
 
 def test_zero_sharding_keeps_each_parameter_a_tensor(process_group: Any) -> None:
     """--zero-sharding os."""
-    pytest.importorskip("fairscale")
 
     def stepped(sharded: bool) -> list[Tensor]:
         params = [nn.Parameter(torch.tensor(w)) for w in draw(WEIGHTS + VECTORS, seed=4)]

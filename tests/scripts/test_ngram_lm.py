@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import kenlm
 import pytest
-
-kenlm = pytest.importorskip("kenlm")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "ngram_lm.py"
 WORDS = ("one", "two", "three")

@@ -6,7 +6,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +17,6 @@ from torch import Tensor, nn
 from sigma_fairseq.speech.decoding import add_arguments, build_decoder, log_probabilities
 from sigma_fairseq.speech.dictionary import LetterDictionary
 
-needs_flashlight = pytest.mark.skipif(
-    find_spec("flashlight") is None, reason="flashlight-text is not installed"
-)
 SYMBOLS = "_ab|"  # blank, two letters and the boundary, at their numbers
 LEXICON = "a\ta |\nab\ta b |\nba\tb a |\nbb\tb b |\n"
 
@@ -187,8 +183,8 @@ def test_greedy_labels_and_their_scores(decoder: Callable[..., Any]) -> None:
     "command",
     [
         "",
-        pytest.param("--decoder lexicon-free", marks=needs_flashlight),
-        pytest.param("--decoder lexicon --lexicon @lexicon", marks=needs_flashlight),
+        "--decoder lexicon-free",
+        "--decoder lexicon --lexicon @lexicon",
     ],
 )
 def test_padding_is_not_decoded(decoder: Callable[..., Any], command: str) -> None:
@@ -214,7 +210,6 @@ def test_an_ensemble_has_the_mean_probability() -> None:
         torch.testing.assert_close(found[number].double().exp(), expected[:, number])
 
 
-@needs_flashlight
 @pytest.mark.parametrize("seed", range(3))
 def test_lexicon_free_sums_over_all_alignments(decoder: Callable[..., Any], seed: int) -> None:
     log_probs = utterance(5, seed)
@@ -231,7 +226,6 @@ def test_lexicon_free_sums_over_all_alignments(decoder: Callable[..., Any], seed
     assert read(found[0]).lstrip("|") == best.lstrip("|")
 
 
-@needs_flashlight
 @pytest.mark.parametrize("seed", range(3))
 def test_lexicon_free_with_an_lm_over_letters(decoder: Callable[..., Any], seed: int) -> None:
     log_probs = utterance(5, seed)
@@ -262,7 +256,6 @@ def score_words(log_probs: Tensor) -> dict[tuple[str, ...], float]:
     return summed(scores)
 
 
-@needs_flashlight
 @pytest.mark.parametrize(
     ("lm", "lm_weight", "word_score"),
     [("", 0.0, 0.0), ("", 0.0, 0.7), ("--lm @words.arpa", 2.0, 0.0), ("--lm @words.arpa", 0.8, -1)],
@@ -286,7 +279,6 @@ def test_lexicon_ranks_all_sequences_of_its_words(
     )
 
 
-@needs_flashlight
 def test_lexicon_has_no_other_words_and_the_same_each_time(decoder: Callable[..., Any]) -> None:
     lexicon = {line.split()[0] for line in LEXICON.splitlines()}
     command = "--decoder lexicon --lexicon @lexicon --lm @words.arpa"
@@ -304,7 +296,6 @@ def test_lexicon_has_no_other_words_and_the_same_each_time(decoder: Callable[...
         ]
 
 
-@needs_flashlight
 def test_an_unfinished_word_costs_that_word_alone(decoder: Callable[..., Any]) -> None:
     path = "ab|_b"  # there is no word b
     log_probs = torch.full((len(path), len(SYMBOLS)), -200.0)
@@ -314,7 +305,6 @@ def test_an_unfinished_word_costs_that_word_alone(decoder: Callable[..., Any]) -
     assert read(hypothesis) == "ab"
 
 
-@needs_flashlight
 def test_a_lexicon_line_twice_changes_nothing(decoder: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "twice").write_text(LEXICON + LEXICON)
     once, twice = (
@@ -328,8 +318,8 @@ def test_a_lexicon_line_twice_changes_nothing(decoder: Callable[..., Any], tmp_p
     "command",
     [
         "",
-        pytest.param("--decoder lexicon-free", marks=needs_flashlight),
-        pytest.param("--decoder lexicon --lexicon @lexicon", marks=needs_flashlight),
+        "--decoder lexicon-free",
+        "--decoder lexicon --lexicon @lexicon",
     ],
 )
 @pytest.mark.parametrize(
@@ -348,7 +338,6 @@ def test_every_utterance_has_a_hypothesis(
     assert hypothesis["positional_scores"].tolist() == []
 
 
-@needs_flashlight
 @pytest.mark.parametrize(
     ("command", "generation", "message"),
     [

@@ -131,6 +131,18 @@ def test_plateau_schedule_goes_by_the_wer(
     assert logged("train", "lr") == [0.01, 0.01, 0.005]
 
 
+def test_a_split_that_has_become_unreadable_does_not_end_training(
+    fairseq: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "data", {"train-a": 2, "train-b": 2, "dev": 2})
+    for name in ("dev-0", "dev-1"):
+        damage(tmp_path / "data", name)
+    where = ("--save-dir", str(tmp_path / "run"), "--max-epoch", "2", "--num-workers", "0")
+    result = fairseq("train", str(tmp_path / "data"), *TRAINING, *where)
+    assert result.stdout.count('"dev_wer": "inf"') == 2
+    assert (tmp_path / "run/checkpoint_last.pt").is_file()
+
+
 def test_strict_is_one_line_and_status_1(
     fairseq: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ HOT, MILD = 3e-3, 1e-3
 LARS_RATE = 0.1
 
 
-def _methods() -> dict[str, dict[str, Any]]:
+def _translation_methods() -> dict[str, dict[str, Any]]:
     """The slowest comes first, so that none waits for it."""
     return {
         # Small weights turn fast: from 0.1, the default, so few updates did not train it.
@@ -53,7 +53,7 @@ class TranslationSettings:
     seed: int = 1
     updates: int = 500
     sentences_per_update: int = 32
-    methods: Mapping[str, Any] = field(default_factory=_methods)
+    methods: Mapping[str, Any] = field(default_factory=_translation_methods)
     train_pairs: int = 6400
     valid_pairs: int = 500
     test_pairs: int = 500

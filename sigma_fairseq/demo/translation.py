@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sigma_fairseq.demo.corpus import LANGUAGES, Corpus, build_corpus, load_corpus
 from sigma_fairseq.demo.settings import HOT, TranslationSettings
+from sigma_fairseq.demo.translation_corpus import LANGUAGES, Corpus, build_corpus, load_corpus
 from sigma_fairseq.sweep.processes import Job
 
 

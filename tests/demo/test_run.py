@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
-from sigma_fairseq.demo.corpus import load_corpus
 from sigma_fairseq.demo.run import run_demo
 from sigma_fairseq.demo.settings import TranslationSettings
 from sigma_fairseq.demo.translation import TranslationDemo
+from sigma_fairseq.demo.translation_corpus import load_corpus
 from sigma_fairseq.sweep.processes import SweepError
 
 TINY = TranslationSettings(

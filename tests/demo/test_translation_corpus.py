@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sigma_fairseq.demo.corpus import unigram_loss
+from sigma_fairseq.demo.translation_corpus import unigram_loss
 
 
 def test_equally_frequent_tokens_cost_the_logarithm_of_their_number() -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 if find_spec("fairseq") is not None:
     from sigma_fairseq import checkpoints as checkpoints
     from sigma_fairseq.criterions import monitored as monitored
+    from sigma_fairseq.models.language_model import LanguageModel as LanguageModel
     from sigma_fairseq.models.speech import SpeechModel as SpeechModel
     from sigma_fairseq.models.translation import TranslationModel as TranslationModel
     from sigma_fairseq.optim.lars import FairseqLars as FairseqLars

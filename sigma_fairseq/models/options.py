@@ -125,8 +125,10 @@ def check_options(options: Any) -> None:
             raise ValueError(
                 f"{flag} is pre-LN and contradicts --norm {norm}; allowed: --norm preln"
             )
-    if norm == "noln" and getattr(options, "layernorm_embedding", False):
-        raise ValueError("--layernorm-embedding contradicts --norm noln, which has no LayerNorm")
+    for name in ("layernorm_embedding", "scale_attn", "scale_fc"):
+        if norm == "noln" and getattr(options, name, False):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} contradicts --norm noln, which has no LayerNorm")
     if reparam != "none" and getattr(options, "quant_noise_pq", 0) > 0:
         raise ValueError(
             f"--quant-noise-pq changes plain weights and contradicts --reparam {reparam}; "

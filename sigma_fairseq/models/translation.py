@@ -11,19 +11,15 @@ from typing import Any, Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.transformer import (
     TransformerConfig,
-    TransformerDecoderBase,
     TransformerEncoderBase,
     TransformerModelBase,
 )
 from torch import nn
 
 from sigma_fairseq.layers import deepnorm
-from sigma_fairseq.layers.transformer_layer import (
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-    wrap_layer,
-)
+from sigma_fairseq.layers.transformer_layer import TransformerEncoderLayer, wrap_layer
 from sigma_fairseq.models.architectures import register_architecture
+from sigma_fairseq.models.decoder import TransformerDecoder
 from sigma_fairseq.models.options import StabilityConfig, transformer_config
 from sigma_fairseq.models.stable_model import StableModel
 
@@ -81,14 +77,6 @@ class TranslationEncoder(TransformerEncoderBase):
         return wrap_layer(layer, cfg)
 
 
-class TranslationDecoder(TransformerDecoderBase):
-    """fairseq's decoder of our layers."""
-
-    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
-        layer = TransformerDecoderLayer(cfg, cfg.decoder.deepnorm, no_encoder_attn)
-        return wrap_layer(layer, cfg)
-
-
 class TranslationModel(StableModel, TransformerModelBase):
     """fairseq's transformer with the options of `StabilityConfig`.
 
@@ -124,8 +112,8 @@ class TranslationModel(StableModel, TransformerModelBase):
         return TranslationEncoder(cfg, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Module) -> TranslationDecoder:
-        return TranslationDecoder(
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Module) -> TransformerDecoder:
+        return TransformerDecoder(
             cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
         )
 

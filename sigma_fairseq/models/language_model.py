@@ -1,7 +1,7 @@
 """Language models: fairseq's `transformer_lm` with norm placement and reparameterization.
 
-An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS`: `transformer_lm_wiki103` (Baevski
-& Auli, 2019; Appendix G) of 16 layers, as in its recipe, or of 32, as the paper says.
+An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS`: `transformer_lm_wiki103`
+(Baevski & Auli, 2019; Appendix G) of 16 layers, as in its recipe, or of 32, as the paper says.
 """
 
 import ast

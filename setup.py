@@ -34,8 +34,8 @@ setup(
         # Has to be compiled against the torch that will run it: install torch, numpy, cython,
         # ninja, wheel and setuptools<82 first, then this with --no-build-isolation --no-binary
         # fairseq-fixed (its published wheel for 3.12 does not load with a recent torch).
-        # scripts/setup.sh does so.
-        "fairseq": ["fairseq-fixed==0.12.3.1"],
+        # scripts/setup.sh does so. NumPy 2 lacks what it needs to sample from language models.
+        "fairseq": ["fairseq-fixed==0.12.3.1", "numpy<2"],
         "translation": ["sentencepiece", "sacrebleu"],
         "speech": [
             "torchaudio",

@@ -27,13 +27,19 @@ NARROW = {
 USER_DIR = str(Path(sigma_fairseq.__file__).parent)
 
 
+def build_task(dictionary: Dictionary) -> SimpleNamespace:
+    """The part of fairseq's text tasks that building a model reads."""
+    args = SimpleNamespace(data=None)
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, args=args)
+
+
 @pytest.fixture(scope="session")
 def task() -> SimpleNamespace:
-    """The part of fairseq's translation task that building a model reads."""
+    """A task of 20 words."""
     dictionary = Dictionary()
     for number in range(20):
         dictionary.add_symbol(f"w{number}")
-    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    return build_task(dictionary)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +75,31 @@ def build_speech(letters: LetterDictionary) -> SpeechBuilder:
     def build_model(architecture: str, **options: Any) -> Any:
         model = {"_name": architecture, **narrow, **options}
         cfg = OmegaConf.create({"model": model, "common": {"seed": 1}})
+        return models.build_model(cfg.model, task)
+
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def build_lm(task: SimpleNamespace) -> Callable[..., Any]:
+    """build_lm(architecture, **options) → a narrow language model, as fairseq builds it."""
+    narrow = {
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_attention_heads": 4,
+        "adaptive_input_cutoff": "8,16",
+        "adaptive_softmax_cutoff": "8,16",
+    }
+
+    def build_model(architecture: str, **options: Any) -> Any:
+        cfg = OmegaConf.create(
+            {
+                "model": {"_name": architecture, **narrow, **options},
+                "task": {"tokens_per_sample": 12, "add_bos_token": False},
+                "common": {"tpu": False},
+            }
+        )
+        cfg.task.max_target_positions = None
         return models.build_model(cfg.model, task)
 
     return build_model

@@ -58,7 +58,7 @@ WIKI103: dict[str, Any] = {
 #: Linears outside the layers, none of which is a matrix over the vocabulary.
 _PROJECTIONS = re.compile(
     r"embed_tokens\.embeddings\.\d+\.1|project_(in|out)_dim"
-    r"|adaptive_softmax\.(head\.(class_proj|word_proj\.0)|tail\.\d+\.0)"
+    r"|adaptive_softmax\.(head\.class_proj|tail\.\d+\.0)"
 )
 
 #: Embeddings in the state: one of all words, or one of each band of adaptive input.
@@ -275,11 +275,11 @@ def _check_options(cfg: Any, words: int) -> None:
         not cfg.adaptive_input
         or cfg.adaptive_input_cutoff != cfg.adaptive_softmax_cutoff
         or cfg.adaptive_input_factor != cfg.adaptive_softmax_factor
-        or cfg.decoder_input_dim != cfg.decoder_output_dim
+        or not cfg.decoder_input_dim == cfg.decoder_embed_dim == cfg.decoder_output_dim
     ):
         raise ValueError(
-            "--tie-adaptive-weights needs --adaptive-input, and of it and of the adaptive softmax "
-            "the same cutoff, factor and dimension"
+            "--tie-adaptive-weights needs --adaptive-input of the same cutoff and factor as the "
+            "adaptive softmax's, and an input and an output as wide as the decoder"
         )
 
 

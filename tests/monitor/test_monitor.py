@@ -95,8 +95,9 @@ def brute_force(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, list[l
             module.skip_embed_dim_check = False
     found = {}
     for name, probabilities in weights.items():
-        side = "src_tokens" if name.startswith("encoder") else "prev_output_tokens"
-        valid = inputs[side].ne(PAD)  # (batch, queries)
+        target = inputs.get("prev_output_tokens", inputs["src_tokens"])  # a language model has one
+        side = inputs["src_tokens"] if name.startswith("encoder") else target
+        valid = side.ne(PAD)  # (batch, queries)
         logs = torch.where(probabilities > 0, probabilities, 1).log()
         entropy = -(probabilities * logs).sum(-1)
         found[name] = [head[valid].tolist() for head in entropy]
@@ -133,6 +134,39 @@ def test_entropy_equals_brute_force(model: nn.Module) -> None:
             assert 0 <= record["entropy_bound"][index, head] <= np.mean(values) + 1e-6
     kinds = [attention.kind for attention in monitor.attentions]
     assert kinds == ["encoder self"] * 2 + ["decoder self", "encoder-decoder"] * 2
+
+
+@pytest.mark.parametrize("norm", ["postln", "noln"])
+def test_a_language_models_entropy_equals_brute_force(
+    build_lm: Callable[..., Any], norm: str
+) -> None:
+    torch.manual_seed(0)
+    model = build_lm(
+        "transformer_lm_postln_wiki103_16l",
+        norm=norm,
+        reparam="sigma" if norm == "noln" else "none",
+        decoder_layers=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    ).train()
+    words = batch()["prev_output_tokens"]  # padded on the right
+    inputs = {"src_tokens": words, "src_lengths": words.ne(PAD).sum(1)}
+    expected = brute_force(model, inputs)
+    records: list[np.ndarray] = []
+    monitor = Monitor(model, 1, False, records.append)
+    with monitor.forward(0) as add:
+        loss = model.decoder.adaptive_softmax(model(**inputs)[0], words)[0][0].sum()
+    add(loss, loss.detach(), len(words))
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert [attention.kind for attention in monitor.attentions] == ["decoder self"] * 2
+    for index, attention in enumerate(monitor.attentions):
+        for head, values in enumerate(expected[attention.name]):
+            assert records[0]["entropy"][index, head] == pytest.approx(np.mean(values), abs=1e-5)
+            # The causal mask: the first query sees one key, and no query more than those before it.
+            assert min(values) == 0
+            assert max(values) <= math.log(words.shape[1])
 
 
 def test_uniform_entropy_is_that_of_the_keys_a_query_sees(build: Callable[..., Any]) -> None:

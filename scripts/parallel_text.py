@@ -39,17 +39,19 @@ def find_text(stem: Path) -> Path:
     raise TextError(f"{stem}.gz: no such file, nor {stem.name} without .gz")
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, *, blank: bool = False) -> Iterator[str]:
     """The lines of a text file, checked one by one as they are read.
 
     Args:
         path: a UTF-8 file with one sentence a line; compressed if its name ends in ``.gz``.
+        blank: whether lines may be blank.
 
     Yields:
         The lines without their ends (``\\n`` or ``\\r\\n``).
 
     Raises:
-        TextError: a line that is blank or not UTF-8, no line at all, or an unreadable file.
+        TextError: a line that is not UTF-8, or is blank and must not be, no line at all, or an
+            unreadable file.
     """
     number = 0
     try:
@@ -62,7 +64,7 @@ def read_lines(path: Path) -> Iterator[str]:
                         f"{path}: line {number}: not UTF-8 "
                         f"(byte 0x{raw[error.start]:02x}, the {error.start + 1}. of the line)"
                     ) from None
-                if not line.strip():
+                if not (blank or line.strip()):
                     raise TextError(f"{path}: line {number}: empty")
                 yield line.rstrip("\r\n")
     except (OSError, EOFError, zlib.error) as error:

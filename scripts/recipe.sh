@@ -26,6 +26,30 @@ no_colon() { # fairseq takes a path with a colon for a list of paths
     esac
 }
 
+has_sum() { # has_sum FILE SUMS ALGORITHM: whether SUMS has the file's name beside its sum
+    [ -f "$1" ] && python3 - "$@" <<'PYTHON'
+import hashlib, os, sys
+path, sums, algorithm = sys.argv[1:]
+with open(path, "rb") as stream:
+    digest = hashlib.file_digest(stream, algorithm).hexdigest()
+sys.exit(f"{digest}  {os.path.basename(path)}" not in open(sums).read().splitlines())
+PYTHON
+}
+
+fetch() { # fetch URL FILE SUMS ALGORITHM: goes on with a file that was fetched in part, and keeps none whose sum is wrong
+    local url=$1 name
+    shift
+    name=$(basename "$1")
+    ! has_sum "$@" || return 0
+    say "fetching $name"
+    curl --fail --location --continue-at - --output "$1" "$url" ||
+        die "$url: not fetched; run again to go on"
+    has_sum "$@" || {
+        rm "$1"
+        die "$url: not what was published (its $3 is wrong); deleted, run again"
+    }
+}
+
 train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on with it, or leaves it where it has ended
     local save=$1 what=$2 line
     shift 2

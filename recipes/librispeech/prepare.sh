@@ -35,27 +35,8 @@ no_colon "$corpus"
 no_colon "$out"
 sums=$(dirname "${BASH_SOURCE[0]}")/md5sum.txt
 
-has_sum() { # ARCHIVE NAME
-    [ -f "$1" ] && python3 - "$1" "$2" "$sums" <<'PYTHON'
-import hashlib, sys
-archive, name, sums = sys.argv[1:]
-with open(archive, "rb") as stream:
-    digest = hashlib.file_digest(stream, "md5").hexdigest()
-sys.exit(f"{digest}  {name}" not in open(sums).read().splitlines())
-PYTHON
-}
-
-fetch() { # SET
+unpack() { # SET
     local name=$1.tar.gz archive=$corpus/$1.tar.gz
-    if ! has_sum "$archive" "$name"; then
-        say "fetching $name"
-        curl --fail --location --continue-at - --output "$archive" "$mirror/$name" ||
-            die "$mirror/$name: not fetched; run again to go on"
-        has_sum "$archive" "$name" || {
-            rm "$archive"
-            die "$mirror/$name: not what was published (its MD5 is wrong); deleted, run again"
-        }
-    fi
     say "unpacking $name"
     rm -rf "$archive.part"
     mkdir "$archive.part"
@@ -71,7 +52,9 @@ if [ "${DOWNLOAD:-0}" != 0 ]; then
     mkdir -p "$corpus"
     for set in ${SETS:-$(sed 's/.* //; s/\.tar\.gz$//' "$sums")}; do
         grep -q " $set\.tar\.gz$" "$sums" || die "SETS: no set $set"
-        [ -d "$corpus/$set" ] || fetch "$set"
+        [ ! -d "$corpus/$set" ] || continue
+        fetch "$mirror/$set.tar.gz" "$corpus/$set.tar.gz" "$sums" MD5
+        unpack "$set"
     done
 fi
 [ -d "$corpus" ] || die "$corpus: no such folder; DOWNLOAD=1 fetches it"

@@ -1,6 +1,7 @@
 """Runs the recipes' scripts as a user runs them."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +21,11 @@ def run_script(
         text=True,
         timeout=300,
     )
+
+
+def options_of(line: str) -> dict[str, list[str]]:
+    """Options of a command line, the last of each."""
+    words = shlex.split(line)
+    starts = [number for number, word in enumerate(words) if word.startswith("--")]
+    ends = [*starts[1:], len(words)]
+    return {words[a]: words[a + 1 : b] for a, b in zip(starts, ends, strict=True)}

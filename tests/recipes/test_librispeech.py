@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import shlex
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +17,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule
 from fairseq.optim.lr_scheduler.step_lr_scheduler import StepLRSchedule
 
-from tests.recipes.scripts import run_script
+from tests.recipes.scripts import options_of, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "librispeech"
@@ -113,14 +112,6 @@ def test_prepare_train_evaluate(tmp_path: Path) -> None:
     assert [scores[name]["utterances"] for name in scores] == [2, 2]
     assert "D-0" in (save / "evaluation" / "generate-test-other.txt").read_text()
     assert not (save / "evaluation.part").exists()
-
-
-def options_of(line: str) -> dict[str, list[str]]:
-    """Options of a command line, the last of each."""
-    words = shlex.split(line)
-    starts = [number for number, word in enumerate(words) if word.startswith("--")]
-    ends = [*starts[1:], len(words)]
-    return {words[a]: words[a + 1 : b] for a, b in zip(starts, ends, strict=True)}
 
 
 def dry_run(data: Path, *arguments: object, **env: object) -> dict[str, list[str]]:

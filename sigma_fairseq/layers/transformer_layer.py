@@ -97,19 +97,18 @@ class _StableLayer(nn.Module):
 
         `beta` and `unit` name the linears whose Xavier gain is β or 1 under DeepNorm.
         """
-        sigma = self.cfg.reparam == "sigma"
+        std = self.cfg.reparam_init_std
         xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
         # Drawing fairseq's weights only to draw them anew costs as much again; but xFormers'
         # attention may have parameters of its own to draw.
-        with _SkipDraws() if sigma and not xformers else nullcontext():
+        with _SkipDraws() if std is not None and not xformers else nullcontext():
             module = build(*args, **kwargs)
         gains = dict.fromkeys(beta, self.deepnorm.beta if self.deepnorm else 1.0)
         gains.update(dict.fromkeys(unit, 1.0))
         for name, gain in gains.items():
             linear = cast(nn.Linear, module.get_submodule(name))
-            if sigma:
-                std = self.cfg.reparam_init_std * gain
-                init_truncated_normal_(linear.weight, linear.bias, std)
+            if std is not None:
+                init_truncated_normal_(linear.weight, linear.bias, std * gain)
             elif self.deepnorm is not None:
                 nn.init.xavier_normal_(linear.weight, gain)
             else:

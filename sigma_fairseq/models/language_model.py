@@ -117,7 +117,7 @@ class LanguageModelDecoder(TransformerDecoder):
             for band, tail in enumerate(self.adaptive_softmax.tail, start=1):
                 if isinstance(tail[0], TiedLinear):
                     tail[0] = TiedProjection(self.embed_tokens.embeddings[band][1])
-        if cfg.reparam == "sigma":
+        if cfg.reparam_init_std is not None:
             for name, module in self.named_modules():
                 if _PROJECTIONS.fullmatch(name) and isinstance(module, nn.Linear):
                     init_truncated_normal_(module.weight, module.bias, cfg.reparam_init_std)
@@ -174,7 +174,8 @@ class LanguageModel(StableModel, TransformerLanguageModel):
         _check_splits(task)
         if cfg.decoder_layers_to_keep:
             cfg.decoder_layers = len(cfg.decoder_layers_to_keep.split(","))
-        nested = transformer_config(cfg)
+        # "The default initialization from the Transformer baseline" (Appendix I).
+        nested = transformer_config(cfg, default_init_std=None)
         nested.max_target_positions = (
             cfg.max_target_positions or cfg.tokens_per_sample or DEFAULT_MAX_TARGET_POSITIONS
         )

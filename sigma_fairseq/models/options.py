@@ -38,7 +38,8 @@ class StabilityConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "std of the truncated normal that reparameterized weights start from; the "
-            f"paper uses 0.1 or 0.01 in translation (default: {DEFAULT_INIT_STD}; sigma only)"
+            f"paper uses 0.1 or 0.01 in translation (default: {DEFAULT_INIT_STD}; in language "
+            "models fairseq's own weights; sigma only)"
         },
     )
     reparam_qkv: QkvGrouping = field(  # type: ignore[valid-type]
@@ -75,12 +76,16 @@ class StabilityConfig(FairseqDataclass):
     )
 
 
-def transformer_config(options: Any) -> TransformerConfig:
+def transformer_config(
+    options: Any, default_init_std: float | None = DEFAULT_INIT_STD
+) -> TransformerConfig:
     """fairseq's nested config of a model's options, which fairseq's layers read.
 
     Args:
         options: as for `check_options`; fields that the nested config does not know, those of
             `StabilityConfig` among them, become its attributes.
+        default_init_std: of weights under σReparam, where the options have none; None for the
+            weights that fairseq draws.
 
     Raises:
         ValueError: options that contradict each other, in one line.
@@ -88,7 +93,7 @@ def transformer_config(options: Any) -> TransformerConfig:
     check_options(options)
     values: Any = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
     if values["reparam"] == "sigma" and values["reparam_init_std"] is None:
-        values["reparam_init_std"] = DEFAULT_INIT_STD
+        values["reparam_init_std"] = default_init_std
     nested = TransformerConfig.from_namespace(Namespace(**values))
     nested.encoder.normalize_before = nested.decoder.normalize_before = nested.norm == "preln"
     return nested

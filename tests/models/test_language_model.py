@@ -482,3 +482,24 @@ def test_context_window_and_block_have_to_fit(build_lm: Callable[..., Any]) -> N
         model.prepare_for_inference_(inference(13, 6))
     model.prepare_for_inference_(inference(12, 6))
     assert not list(sigma_norms(model))
+
+
+def test_sigma_reparam_starts_from_fairseqs_weights(build_lm: Callable[..., Any]) -> None:
+    """Appendix I: in language models, the baseline's own."""
+
+    def weights(**options: Any) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        model = build_lm("transformer_lm_postln_wiki103_16l", norm="noln", **SHALLOW, **options)
+        return {
+            name.replace("parametrizations.weight.original", "weight"): value
+            for name, value in model.named_parameters()
+        }
+
+    plain, sigma = weights(), weights(reparam="sigma")
+    for name, value in plain.items():
+        assert torch.equal(sigma[name], value), name
+    small = weights(reparam="sigma", reparam_init_std=1e-3)
+    for name in plain:
+        drawn = "embeddings" not in name or name.endswith(".1.weight")
+        if drawn and name.endswith("weight"):
+            assert 0.5e-3 < small[name].std().item() < 1.5e-3, name

@@ -88,9 +88,11 @@ def training(arch: str, options: argparse.Namespace) -> Callable[[int], None]:
     )
     widths = {"decoder_embed_dim": options.width, "decoder_ffn_embed_dim": 4 * options.width}
     depth = {"decoder_layers": options.layers} if options.layers else {}
+    # PyTorch's attention has no dropout on the CPU; on a GPU it costs next to nothing.
+    dropout = {} if device.type == "cuda" else {"attention_dropout": 0.0}
     cfg = OmegaConf.create(
         {
-            "model": {"_name": arch, **widths, **depth},
+            "model": {"_name": arch, **widths, **depth, **dropout},
             "task": {"tokens_per_sample": options.block, "add_bos_token": False},
             "common": {"tpu": False},
         }

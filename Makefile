@@ -9,6 +9,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SPEECH ?=
+LM ?=
 LOCK_ARGS ?=
 
 LOCK_EXTRAS := fairseq translation speech torchscale report dev
@@ -29,8 +30,8 @@ setup: ## Make .venv from requirements.lock (PYTHON=... picks the interpreter)
 test: lint ## Lint, then run the tests (PYTEST_ARGS=... is added)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
-demo: setup ## Run the demo, with SPEECH=1 that of speech (DEMO_ARGS=... is added)
-	.venv/bin/sigma-fairseq demo $(if $(SPEECH),--speech) $(DEMO_ARGS)
+demo: setup ## Run the demo, with SPEECH=1 or LM=1 another (DEMO_ARGS=... is added)
+	.venv/bin/sigma-fairseq demo $(if $(SPEECH),--speech) $(if $(LM),--lm) $(DEMO_ARGS)
 
 lint: setup ## Check style and types
 	.venv/bin/ruff check .

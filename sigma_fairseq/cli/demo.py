@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigma_fairseq.cli.arguments import cores, stopped_like_ctrl_c, whole_number
-from sigma_fairseq.demo.settings import SpeechSettings, TranslationSettings
+from sigma_fairseq.demo.settings import LanguageModelSettings, SpeechSettings, TranslationSettings
 
 if TYPE_CHECKING:
     from sigma_fairseq.demo.run import Demo
@@ -23,12 +23,20 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "report page. Interrupted or run again, it goes on where it was: only what is missing is "
         "run.",
     )
-    demo.add_argument(
+    other = demo.add_mutually_exclusive_group()
+    other.add_argument(
         "--speech",
         action="store_true",
         help="recognise speech instead: 18-layer CTC transformers with post-LN, pre-LN and "
         "σReparam + post-LN, by LARS without warmup. The speech is synthetic, number words that "
         "are spelled in tones, a pair for each letter, with pauses and noise",
+    )
+    other.add_argument(
+        "--lm",
+        action="store_true",
+        help="model language instead: transformers of Python's own help texts with σReparam and no "
+        "LayerNorm, post-LN and pre-LN, by Nesterov SGD. Also prints a paragraph that the first of "
+        "them writes",
     )
     demo.add_argument(
         "--out",
@@ -49,7 +57,7 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         type=whole_number(1),
         metavar="N",
         help=f"length of each training (default: {TranslationSettings.updates}, with --speech "
-        f"{SpeechSettings.updates})",
+        f"{SpeechSettings.updates}, with --lm {LanguageModelSettings.updates})",
     )
     demo.add_argument(
         "--jobs",
@@ -85,6 +93,10 @@ def _demo(options: argparse.Namespace) -> "Demo":
         from sigma_fairseq.demo.speech import SpeechDemo
 
         return SpeechDemo(SpeechSettings(**given))
+    if options.lm:
+        from sigma_fairseq.demo.language_model import LanguageModelDemo
+
+        return LanguageModelDemo(LanguageModelSettings(**given))
     from sigma_fairseq.demo.translation import TranslationDemo
 
     return TranslationDemo(TranslationSettings(**given))

@@ -36,6 +36,14 @@ class Demo(Protocol):
     def heading(self, data: Path) -> str:
         """What was trained, and on what: to stand above the table."""
 
+    def after(self, data: Path, sweep: Sweep) -> Job:
+        """What to run when the sweep has ended, if it has not been run; nothing by default."""
+        yield from ()
+
+    def footing(self, data: Path, sweep: Sweep) -> str:
+        """What came of that: to stand below the table."""
+        return ""
+
 
 def run_demo(out: Path, demo: Demo, jobs: int, stream: TextIO) -> str:
     """Trains and evaluates every method of a demo; what is finished already is not redone.
@@ -48,7 +56,8 @@ def run_demo(out: Path, demo: Demo, jobs: int, stream: TextIO) -> str:
         stream: where progress is shown.
 
     Returns:
-        The sweep's table, with what was trained above it and the report's page below.
+        The sweep's table, with what was trained above it, what was run afterwards and the report's
+        page below.
 
     Raises:
         SweepError: something failed; its text says what, and where to read on.
@@ -69,8 +78,10 @@ def run_demo(out: Path, demo: Demo, jobs: int, stream: TextIO) -> str:
         tables, failures = run_sweep(sweep, stream)
         if failures:
             raise SweepError("\n".join(failures))
+        run_jobs([demo.after(data, sweep)], [{}], lambda: None, (lock,))
         page = _report(sweep, folder / "report")
-    return f"{demo.heading(data)}\n\n{tables}\n\nReport: {page}"
+    parts = [demo.heading(data), tables, demo.footing(data, sweep), f"Report: {page}"]
+    return "\n\n".join(filter(None, parts))
 
 
 def _report(sweep: Sweep, out: Path) -> Path:

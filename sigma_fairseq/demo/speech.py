@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sigma_fairseq.demo.data_folder import load_record
+from sigma_fairseq.demo.run import Demo
 from sigma_fairseq.demo.settings import LARS_RATE, SpeechSettings
 from sigma_fairseq.demo.speech_corpus import data_settings, write_speech
 from sigma_fairseq.sweep.processes import Job
@@ -12,7 +13,7 @@ from sigma_fairseq.sweep.processes import Job
 FRAMES_PER_SECOND = 100
 
 
-class SpeechDemo:
+class SpeechDemo(Demo):
     """A `run.Demo` with LARS, as in Appendix E.
 
     Args:

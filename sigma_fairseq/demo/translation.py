@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from sigma_fairseq.demo.run import Demo
 from sigma_fairseq.demo.settings import HOT, TranslationSettings
 from sigma_fairseq.demo.translation_corpus import LANGUAGES, Corpus, build_corpus, load_corpus
 from sigma_fairseq.sweep.processes import Job
 
 
-class TranslationDemo:
+class TranslationDemo(Demo):
     """A `run.Demo` with Adam.
 
     Args:

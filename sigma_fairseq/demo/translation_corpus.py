@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sigma_fairseq.demo.bpe import PIECES, TEXT, cut_text
 from sigma_fairseq.demo.data_folder import begin_data, finish_data, load_record
 from sigma_fairseq.demo.number_words import write_corpus
 from sigma_fairseq.demo.settings import TranslationSettings
@@ -49,28 +50,16 @@ def load_corpus(folder: Path, settings: TranslationSettings) -> Corpus | None:
 
 def build_corpus(folder: Path, settings: TranslationSettings) -> Job:
     """Makes the corpus in a folder beside it and moves it into place when it is complete."""
-    import sentencepiece
-
     partial = begin_data(folder)
-    text, pieces = partial / "text", partial / "pieces"
+    pieces = partial / PIECES
     write_corpus(
-        text, settings.seed, settings.train_pairs, settings.valid_pairs, settings.test_pairs
+        partial / TEXT,
+        settings.seed,
+        settings.train_pairs,
+        settings.valid_pairs,
+        settings.test_pairs,
     )
-    sentencepiece.SentencePieceTrainer.train(
-        input=[str(text / f"train.{language}") for language in LANGUAGES],
-        model_prefix=str(partial / "bpe"),
-        model_type="bpe",
-        vocab_size=settings.vocabulary,
-        character_coverage=1.0,
-        num_threads=1,
-        minloglevel=2,
-    )
-    bpe = sentencepiece.SentencePieceProcessor(model_file=str(partial / "bpe.model"))
-    pieces.mkdir()
-    for name in (f"{part}.{language}" for part in PARTS for language in LANGUAGES):
-        lines = (text / name).read_text(encoding="utf-8").splitlines()
-        cut = "".join(" ".join(line) + "\n" for line in bpe.encode(lines, out_type=str))
-        (pieces / name).write_text(cut, encoding="utf-8")
+    cut_text(partial, [f"train.{language}" for language in LANGUAGES], settings.vocabulary)
     arguments = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
     arguments += ["--source-lang", LANGUAGES[0], "--target-lang", LANGUAGES[1]]
     for part in PARTS:

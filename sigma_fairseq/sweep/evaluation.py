@@ -11,11 +11,12 @@ from sigma_fairseq.sweep.processes import Command, SweepError
 from sigma_fairseq.sweep.settings import Evaluation, Options, Value
 
 #: Options of the training that an evaluation shares, where it does not give its own.
-SHARED = ("task", "source-lang", "target-lang", "cpu", "fp16")
+SHARED = ("task", "source-lang", "target-lang", "tokens-per-sample", "cpu", "fp16")
 BATCH_SIZE = ("max-tokens", "batch-size")
 
 _TEXT = r"^{kind}-(\d+)\t{score}([^\n]*)$"
 _WER = r"^Generate {subset} with .* WER: ([\d.]+)$"
+_PERPLEXITY = r"Loss \(base 2\): .*, Perplexity: (\S+)$"
 _DUMPED = r"\| {subset} \| (\{{[^{{}}]*\}})"
 
 
@@ -45,29 +46,54 @@ def evaluation_commands(
     options: dict[str, Value] = {"task": "translation"}
     options |= {option: trained[option] for option in SHARED if option in trained}
     options |= {"path": str(checkpoint), "no-progress-bar": True}
-    if evaluation.score in ("bleu", "wer"):
-        scoring = {"scoring": "wer"} if evaluation.score == "wer" else {}
-        for subset in evaluation.subsets:
-            generate = {**options, **scoring, "gen-subset": subset, **evaluation.options}
-            arguments = fairseq_command("generate", data, generate)
-            yield Command(f"generating {subset}", arguments, folder / f"generate-{subset}.log")
-    else:
+    tool = _tool(evaluation, trained)
+    if tool != "generate":
         options |= {option: trained[option] for option in BATCH_SIZE if option in trained}
+    if tool == "validate":
         options |= {"valid-subset": ",".join(evaluation.subsets), "log-format": "json"}
-        arguments = fairseq_command("validate", data, {**options, **evaluation.options})
+        arguments = fairseq_command(tool, data, {**options, **evaluation.options})
         yield Command("validating", arguments, folder / "validate.log")
+        return
+    if evaluation.score == "wer":
+        options["scoring"] = "wer"
+    for subset in evaluation.subsets:
+        arguments = fairseq_command(
+            tool, data, {**options, "gen-subset": subset, **evaluation.options}
+        )
+        yield Command(f"evaluating on {subset}", arguments, folder / f"{tool}-{subset}.log")
 
 
-def read_scores(evaluation: Evaluation, folder: Path) -> Scores:
+def read_scores(evaluation: Evaluation, trained: Options, folder: Path) -> Scores:
     """The scores, from what the commands have written.
+
+    Args:
+        evaluation: how to score.
+        trained: fairseq-train's options.
+        folder: the training's.
 
     Raises:
         SweepError: a translation, a score or sacreBLEU is missing.
     """
     if evaluation.score == "bleu":
         return _bleu(evaluation, folder)
-    if evaluation.score == "wer":
-        return Scores({subset: _wer(folder, subset) for subset in evaluation.subsets})
+    if _tool(evaluation, trained) == "validate":
+        return _validated(evaluation, folder)
+    return Scores({subset: _said(evaluation, folder, subset) for subset in evaluation.subsets})
+
+
+def _tool(evaluation: Evaluation, trained: Options) -> str:
+    """Which of fairseq's gives the score."""
+    if evaluation.score in ("bleu", "wer"):
+        return "generate"
+    # fairseq-validate gives no token the context of the block before.
+    is_perplexity_of_text = (evaluation.score, trained.get("task")) == (
+        "perplexity",
+        "language_modeling",
+    )
+    return "eval_lm" if is_perplexity_of_text else "validate"
+
+
+def _validated(evaluation: Evaluation, folder: Path) -> Scores:
     log = (folder / "validate.log").read_text(encoding="utf-8")
     key = {"perplexity": "ppl", "loss": "loss"}[evaluation.score]
     scores = {}
@@ -80,11 +106,15 @@ def read_scores(evaluation: Evaluation, folder: Path) -> Scores:
     return Scores(scores)
 
 
-def _wer(folder: Path, subset: str) -> float:
-    file = folder / f"generate-{subset}.log"
-    found = re.findall(_WER.format(subset=subset), file.read_text(encoding="utf-8"), re.MULTILINE)
+def _said(evaluation: Evaluation, folder: Path, subset: str) -> float:
+    """The score that a tool ends the log of a subset with."""
+    log, pattern, name = {
+        "wer": (f"generate-{subset}.log", _WER.format(subset=subset), "WER"),
+        "perplexity": (f"eval_lm-{subset}.log", _PERPLEXITY, "perplexity"),
+    }[evaluation.score]
+    found = re.findall(pattern, (folder / log).read_text(encoding="utf-8"), re.MULTILINE)
     if not found:
-        raise SweepError(f"{file} has no WER of {subset}")
+        raise SweepError(f"{folder / log} has no {name} of {subset}")
     return float(found[-1])
 
 

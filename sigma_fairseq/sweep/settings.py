@@ -72,7 +72,8 @@ class Evaluation:
     Attributes:
         score: a key of `HIGHER_IS_BETTER`.
         tokenize: sacreBLEU's tokenizer.
-        options: of fairseq-generate (bleu, wer) or fairseq-validate (perplexity, loss).
+        options: of the tool that scores: fairseq-generate (bleu, wer), fairseq-eval-lm (perplexity
+            of the task language_modeling) or fairseq-validate (loss, other perplexities).
         subsets: of the data; by the score on the first of them the table selects.
     """
 

@@ -81,7 +81,7 @@ class Training:
             yield from evaluation_commands(
                 self._evaluation, self.point.options, self._data, self.folder
             )
-            scores = read_scores(self._evaluation, self.folder)
+            scores = read_scores(self._evaluation, self.point.options, self.folder)
         record |= {"evaluation": evaluation, **scores._asdict()}
         write_json(self.folder / "result.json", record)
 

@@ -6,8 +6,9 @@ import pytest
 
 from sigma_fairseq.cli import main
 from sigma_fairseq.demo import run
+from sigma_fairseq.demo.language_model import LanguageModelDemo
 from sigma_fairseq.demo.run import Demo
-from sigma_fairseq.demo.settings import SpeechSettings, TranslationSettings
+from sigma_fairseq.demo.settings import LanguageModelSettings, SpeechSettings, TranslationSettings
 from sigma_fairseq.demo.speech import SpeechDemo
 from sigma_fairseq.demo.translation import TranslationDemo
 from sigma_fairseq.sweep.processes import SweepError
@@ -20,7 +21,7 @@ class Call:
         self.raises: BaseException | None = None
 
     def __call__(self, out: Path, demo: Demo, jobs: int, stream: object) -> str:
-        assert isinstance(demo, TranslationDemo | SpeechDemo)
+        assert isinstance(demo, TranslationDemo | SpeechDemo | LanguageModelDemo)
         self.out, self.settings, self.jobs = out, demo.settings, jobs
         if self.raises is not None:
             raise self.raises
@@ -62,9 +63,17 @@ def test_speech_is_a_demo_with_defaults_of_its_own(
     assert "The speech is synthetic" in " ".join(capsys.readouterr().out.split())
 
 
+def test_language_models_are_a_demo_with_defaults_of_its_own(call: Call) -> None:
+    assert main(["demo", "--lm"]) == 0
+    assert call.settings == LanguageModelSettings()
+    assert main(["demo", "--lm", "--seed", "3", "--updates", "50"]) == 0
+    assert call.settings == LanguageModelSettings(seed=3, updates=50)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("demo --lm --speech", "argument --speech: not allowed with argument --lm"),
         ("demo --seed -1", "'-1' is not a whole number from 0 on"),
         ("demo --seed 4294967296", "'4294967296' is not a whole number from 0 on"),
         ("demo --updates 0", "'0' is not a whole number from 1 on"),

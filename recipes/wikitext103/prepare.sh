@@ -15,7 +15,7 @@
 # Environment:
 #   DOWNLOAD=1      fetch the corpus into RAW_DIR/wikitext-103 first, 190 MB: resumed where it
 #                   stopped, checked against sha256.txt beside this script
-#   MIRROR          where from (default: https://s3.amazonaws.com/research.metamind.io/wikitext)
+#   MIRROR          where from (default: https://wikitext.smerity.com, the first author's)
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -38,7 +38,7 @@ if [ "${DOWNLOAD:-0}" != 0 ] && [ ! -d "$raw/wikitext-103" ]; then
     name=wikitext-103-v1.zip
     archive=$raw/$name
     mkdir -p "$raw"
-    fetch "${MIRROR:-https://s3.amazonaws.com/research.metamind.io/wikitext}/$name" "$archive" \
+    fetch "${MIRROR:-https://wikitext.smerity.com}/$name" "$archive" \
         "$(dirname "${BASH_SOURCE[0]}")/sha256.txt" SHA256
     say "unpacking $name"
     rm -rf "$archive.part"

@@ -6,15 +6,18 @@
         transformer_lm_reparam_noln_wiki103_32l
 
 The models of Appendix G by default, on the vocabulary of WikiText-103: random blocks of 512 tokens,
-fairseq's adaptive loss and Nesterov SGD, gradients clipped, in fp32; on the GPU if there is one. A
-step is one forward and backward pass and one update, power iteration included. The steps of the
-models take turns; each model's peak memory is that of a process that trains it alone.
+words about as frequent as in text (their rank to the power of -1.2), fairseq's adaptive loss and
+Nesterov SGD, gradients clipped, in fp32; on the GPU if there is one. A step is one forward and
+backward pass and one update, power iteration included. The steps of the models take turns; each
+model's peak memory is that of a process that trains it alone.
 """
 
 import argparse
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from statistics import median
 from types import SimpleNamespace
@@ -55,8 +58,13 @@ def main() -> None:
     # Before this process takes memory of its own.
     peaks = {}
     for arch in options.archs:
-        with get_context("spawn").Pool(1) as alone:
-            peaks[arch] = alone.apply(peak_memory, (arch, options))
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            try:
+                peaks[arch] = alone.submit(peak_memory, arch, options).result()
+            except BrokenProcessPool:
+                parser.exit(
+                    1, f"{arch} was killed: too little memory for {options.tokens} tokens\n"
+                )
     steps = {arch: training(arch, options) for arch in options.archs}
     times: dict[str, list[float]] = {arch: [] for arch in options.archs}
     for number in range(WARM_UP + options.steps):
@@ -102,12 +110,10 @@ def training(arch: str, options: argparse.Namespace) -> Callable[[int], None]:
     model: Any = models.build_model(cfg.model, task).to(device).train()
     criterion = AdaptiveLoss(task, sentence_avg=False)
     optimizer = NAG(model.parameters(), lr=1e-3, momentum=0.99)
-    words = torch.randint(
-        dictionary.nspecial,
-        len(dictionary),
-        (options.tokens // options.block, options.block + 1),
-        device=device,
-    )
+    frequency = torch.arange(1.0, len(dictionary) - dictionary.nspecial + 1) ** -1.2
+    rows, columns = options.tokens // options.block, options.block + 1
+    words = dictionary.nspecial + frequency.multinomial(rows * columns, replacement=True)
+    words = words.view(rows, columns).to(device)
     lengths = torch.full((len(words),), options.block, device=device)
     net_input = {"src_tokens": words[:, :-1], "src_lengths": lengths}
     sample = {"net_input": net_input, "target": words[:, 1:].contiguous()}

@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 import pytest
 import sentencepiece
@@ -16,6 +15,7 @@ from sigma_fairseq.demo.language_model import LanguageModelDemo
 from sigma_fairseq.demo.run import run_demo
 from sigma_fairseq.demo.settings import LanguageModelSettings
 from sigma_fairseq.sweep.processes import SweepError
+from tests.demo.ran import Ran
 
 TINY = LanguageModelSettings(
     seed=5,
@@ -33,23 +33,9 @@ TINY = LanguageModelSettings(
 )
 
 
-class Ran(NamedTuple):
-    out: Path
-    printed: str
-
-    @property
-    def data(self) -> Path:
-        return self.out / "lm-seed5" / "data"
-
-    @property
-    def training(self) -> Path:
-        return self.out / "lm-seed5" / "runs" / "σReparam-lr1-seed5"
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    out = tmp_path_factory.mktemp("a folder") / "demo"
-    return Ran(out, run_demo(out, LanguageModelDemo(TINY), 1, io.StringIO()))
+    return Ran(LanguageModelDemo(TINY), tmp_path_factory.mktemp("a folder") / "demo")
 
 
 def test_pieces_joined_are_the_text_and_no_paragraph_is_in_two_parts(ran: Ran) -> None:
@@ -111,11 +97,7 @@ def test_settings_stand_above_the_table(ran: Ran) -> None:
 def test_second_run_starts_nothing_and_prints_the_same(
     ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise AssertionError(f"started {args}")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert run_demo(ran.out, LanguageModelDemo(TINY), 1, io.StringIO()) == ran.printed
+    assert ran.again_starting_nothing(monkeypatch) == ran.printed
 
 
 def test_sample_that_was_cut_off_is_all_that_is_run_again(
@@ -131,7 +113,7 @@ def test_sample_that_was_cut_off_is_all_that_is_run_again(
     log = ran.training / "sample.log"
     log.write_text(log.read_text().partition("\nD-0")[0] + "\nD-0\t-1.0\tThe half")
     monkeypatch.setattr(subprocess, "Popen", keep)
-    assert run_demo(ran.out, LanguageModelDemo(TINY), 1, io.StringIO()) == ran.printed
+    assert ran.again() == ran.printed
     assert started == ["fairseq_cli.interactive"]
 
 

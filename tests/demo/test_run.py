@@ -5,9 +5,8 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from sigma_fairseq.demo.settings import TranslationSettings
 from sigma_fairseq.demo.translation import TranslationDemo
 from sigma_fairseq.demo.translation_corpus import load_corpus
 from sigma_fairseq.sweep.processes import SweepError
+from tests.demo.ran import Ran
 
 TINY = TranslationSettings(
     seed=5,
@@ -32,19 +32,9 @@ TINY = TranslationSettings(
 )
 
 
-class Ran(NamedTuple):
-    out: Path
-    printed: str
-
-    @property
-    def training(self) -> Path:
-        return self.out / "seed5" / "runs" / "post-LN-lr0.003-seed5"
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    out = tmp_path_factory.mktemp("a folder") / "demo"
-    return Ran(out, run_demo(out, TranslationDemo(TINY), 1, io.StringIO()))
+    return Ran(TranslationDemo(TINY), tmp_path_factory.mktemp("a folder") / "demo")
 
 
 def read_lines(file: Path) -> list[str]:
@@ -68,7 +58,7 @@ def test_bleu_is_of_the_text_that_was_generated_against_the_text_that_was_writte
 
     log = (ran.training / "generate-test.log").read_text()
     generated = dict(re.findall(r"^D-(\d+)\t\S+\t(.*)$", log, re.MULTILINE))
-    references = read_lines(ran.out / "seed5" / "data" / "text" / "test.de")
+    references = read_lines(ran.data / "text" / "test.de")
     hypotheses = [generated[str(number)] for number in range(12)]
     result = json.loads((ran.training / "result.json").read_text())
     assert result["scores"]["test"] == corpus_bleu(hypotheses, [references], tokenize="char").score
@@ -90,15 +80,11 @@ def test_settings_stand_above_the_table(ran: Ran) -> None:
 def test_second_run_starts_nothing_and_prints_the_same(
     ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise AssertionError(f"started {args}")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert run_demo(ran.out, TranslationDemo(TINY), 1, io.StringIO()) == ran.printed
+    assert ran.again_starting_nothing(monkeypatch) == ran.printed
 
 
 def test_data_of_other_settings_are_not_used(ran: Ran) -> None:
-    data = ran.out / "seed5" / "data"
+    data = ran.data
     assert load_corpus(data, TINY) is not None
     changes: tuple[dict[str, Any], ...] = ({"seed": 6}, {"train_pairs": 25}, {"vocabulary": 61})
     for changed in changes:
@@ -107,7 +93,7 @@ def test_data_of_other_settings_are_not_used(ran: Ran) -> None:
 
 
 def test_training_that_cannot_be_is_an_error(ran: Ran, tmp_path: Path) -> None:
-    shutil.copytree(ran.out / "seed5" / "data", tmp_path / "seed5" / "data")
+    shutil.copytree(ran.data, tmp_path / "seed5" / "data")
     methods = {"mine": {"arch": "transformer_of_no_kind"}}
     demo = TranslationDemo(dataclasses.replace(TINY, methods=methods))
     with pytest.raises(SweepError, match="there is no architecture transformer_of_no_kind"):

@@ -4,9 +4,7 @@ import dataclasses
 import io
 import json
 import re
-import subprocess
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 import jiwer
 import pytest
@@ -18,6 +16,7 @@ from sigma_fairseq.demo.settings import SpeechSettings
 from sigma_fairseq.demo.speech import SpeechDemo
 from sigma_fairseq.speech.features import log_mel
 from sigma_fairseq.sweep.processes import SweepError
+from tests.demo.ran import Ran
 
 TINY = SpeechSettings(
     seed=5,
@@ -34,23 +33,9 @@ TINY = SpeechSettings(
 )
 
 
-class Ran(NamedTuple):
-    out: Path
-    printed: str
-
-    @property
-    def data(self) -> Path:
-        return self.out / "speech-seed5" / "data"
-
-    @property
-    def training(self) -> Path:
-        return self.out / "speech-seed5" / "runs" / "pre-LN-lr0.1-seed5"
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    out = tmp_path_factory.mktemp("a folder") / "demo"
-    return Ran(out, run_demo(out, SpeechDemo(TINY), 1, io.StringIO()))
+    return Ran(SpeechDemo(TINY), tmp_path_factory.mktemp("a folder") / "demo")
 
 
 def manifest(file: Path) -> list[list[str]]:
@@ -100,11 +85,7 @@ def test_report_page_has_encoder_attention_and_only_the_tasks_own_options(ran: R
 def test_second_run_starts_nothing_and_prints_the_same(
     ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise AssertionError(f"started {args}")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert run_demo(ran.out, SpeechDemo(TINY), 1, io.StringIO()) == ran.printed
+    assert ran.again_starting_nothing(monkeypatch) == ran.printed
 
 
 def test_data_are_of_the_seed_and_of_nothing_else(ran: Ran, tmp_path: Path) -> None:

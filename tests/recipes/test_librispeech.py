@@ -246,17 +246,6 @@ def test_evaluate_says_what_is_missing(prepared: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("script", ["prepare.sh", "train.sh", "evaluate.sh"])
-def test_usage(script: str, tmp_path: Path) -> None:
-    asked = run(script, "--help", cwd=tmp_path)
-    assert asked.returncode == 0
-    assert f"  {script} " in asked.stdout
-    assert "set -euo" not in asked.stdout
-    mistaken = run(script, cwd=tmp_path)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr == asked.stdout
-
-
 # What prepare.sh downloads: archives of the test's own, from a folder, in a copy of the recipe
 # that has their checksums.
 

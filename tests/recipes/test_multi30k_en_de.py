@@ -176,17 +176,6 @@ def test_prepare_keeps_a_folder_that_it_did_not_make(raw: Path, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("script", ["prepare.sh", "train.sh", "evaluate.sh"])
-def test_usage(script: str, tmp_path: Path) -> None:
-    asked = run(script, "--help", cwd=tmp_path)
-    assert asked.returncode == 0
-    assert f"  {script} " in asked.stdout
-    assert "set -euo" not in asked.stdout
-    mistaken = run(script, cwd=tmp_path)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr == asked.stdout
-
-
 def test_train_and_evaluate_say_what_is_missing(tmp_path: Path) -> None:
     nothing = {"DATA_DIR": tmp_path / "none", "SAVE_DIR": tmp_path / "run"}
     for script, *arguments in (("train.sh", ARCH, 1), ("evaluate.sh", tmp_path / "run")):

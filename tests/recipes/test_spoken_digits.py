@@ -80,17 +80,6 @@ def test_options_replace_the_recipes_own(tmp_path: Path) -> None:
     assert saved == f"{root}/runs/spoken_digits/{ARCH}/lars/seed2"
 
 
-@pytest.mark.parametrize("script", ["prepare.sh", "train.sh", "evaluate.sh"])
-def test_usage(script: str, tmp_path: Path) -> None:
-    asked = run(script, "--help", cwd=tmp_path)
-    assert asked.returncode == 0
-    assert f"  {script} " in asked.stdout
-    assert "set -euo" not in asked.stdout
-    mistaken = run(script, cwd=tmp_path)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr == asked.stdout
-
-
 def test_missing_recordings_and_data(tmp_path: Path) -> None:
     result = run("prepare.sh", tmp_path / "none.tar", tmp_path / "out", cwd=tmp_path)
     assert result.returncode == 1

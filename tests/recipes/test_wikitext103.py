@@ -425,17 +425,6 @@ def test_evaluate_says_what_is_missing(prepared: Path, tmp_path: Path) -> None:
     assert "bin/test.bin: no such file, or an empty one" in error()
 
 
-@pytest.mark.parametrize("script", ["prepare.sh", "train.sh", "evaluate.sh"])
-def test_usage(script: str, tmp_path: Path) -> None:
-    asked = run(script, "--help", cwd=tmp_path)
-    assert asked.returncode == 0
-    assert f"  {script} " in asked.stdout
-    assert "set -euo" not in asked.stdout
-    mistaken = run(script, cwd=tmp_path)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr == asked.stdout
-
-
 def test_the_grid_has_the_options_of_train(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "wikitext103" / "bin").mkdir(parents=True)
     (tmp_path / "recipes" / "wikitext103").mkdir(parents=True)

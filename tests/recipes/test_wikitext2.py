@@ -4,8 +4,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.recipes.scripts import options_of, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,17 +47,6 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr == f"wikitext103: error: {tmp_path}/raw: no such folder\n"
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("script", ["prepare.sh", "train.sh", "evaluate.sh"])
-def test_usage(script: str, tmp_path: Path) -> None:
-    asked = run(script, "--help", cwd=tmp_path)
-    assert asked.returncode == 0
-    assert f"  {script} " in asked.stdout
-    assert "set -euo" not in asked.stdout
-    mistaken = run(script, cwd=tmp_path)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr == asked.stdout
 
 
 def test_missing_data_and_checkpoint(tmp_path: Path) -> None:

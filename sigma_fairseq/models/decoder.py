@@ -9,7 +9,7 @@ from sigma_fairseq.layers.transformer_layer import TransformerDecoderLayer, wrap
 
 
 class TransformerDecoder(TransformerDecoderBase):
-    """fairseq's decoder of our layers, to `cfg.decoder.deepnorm`."""
+    """fairseq's decoder of our layers; `cfg.decoder.deepnorm` has the constants, or None."""
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         layer = TransformerDecoderLayer(cfg, cfg.decoder.deepnorm, no_encoder_attn)

@@ -105,7 +105,7 @@ class TiedProjection(nn.Module):
 
 
 class LanguageModelDecoder(TransformerDecoder):
-    """The decoder, with projections that can be reparameterized and words that must be known."""
+    """The decoder, with projections that can be reparameterized and tokens that must be known."""
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Module) -> None:
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=True)
@@ -155,6 +155,7 @@ class LanguageModel(StableModel, TransformerLanguageModel):
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:
+        """Models to download: none; fairseq's are of its own architectures."""
         return {}
 
     @classmethod
@@ -239,7 +240,8 @@ class LanguageModel(StableModel, TransformerLanguageModel):
         """As fairseq's.
 
         Raises:
-            ValueError: a context window that leaves a block no token to predict.
+            ValueError: a context window that leaves nothing of a block to predict, or a block that
+                is longer than the model's.
         """
         window = cfg.eval_lm.context_window
         if window > 0:
@@ -251,7 +253,8 @@ class LanguageModel(StableModel, TransformerLanguageModel):
                     f"--tokens-per-sample {block}"
                 )
             if block > self.max_positions():
-                # It would leave out such blocks, and have a perplexity of the others.
+                # It would read on beyond the last position that the model was trained at, or, where
+                # the block without the window is too long, leave blocks out and not say so.
                 raise ValueError(
                     f"--tokens-per-sample {block} is more than the {self.max_positions()} tokens "
                     "that the model was made for"
@@ -264,7 +267,8 @@ def _check_options(cfg: Any, words: int) -> None:
         raise ValueError("--no-reparam-projections needs a --reparam other than none")
     if cfg.adaptive_input and not cfg.adaptive_input_cutoff:
         raise ValueError("--adaptive-input needs --adaptive-input-cutoff")
-    for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
+    cutoffs = ["adaptive_input_cutoff"] if cfg.adaptive_input else []
+    for name in [*cutoffs, "adaptive_softmax_cutoff"]:
         bounds = [0, *(utils.eval_str_list(getattr(cfg, name), type=int) or []), words]
         if any(low >= high for low, high in pairwise(bounds)):
             flag = "--" + name.replace("_", "-")

@@ -377,6 +377,7 @@ def test_character_embeddings_and_plain_embeddings(build_lm: Callable[..., Any])
         "tie_adaptive_weights": False,
         "tie_adaptive_proj": False,
         "adaptive_softmax_cutoff": None,
+        "adaptive_input_cutoff": "20000,60000",  # the architecture's, of no matter here
     }
     shared = build_lm(NOLN, **SHALLOW, **plain, share_decoder_input_output_embed=True)
     assert shared.decoder.output_projection.weight is shared.decoder.embed_tokens.weight

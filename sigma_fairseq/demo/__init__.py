@@ -1,4 +1,4 @@
-"""Demonstrations in minutes on a CPU: how hot a learning rate deep models bear.
+"""Demonstrations in minutes on a CPU: which deep models train, and how hot a rate they bear.
 
-`run.run_demo` runs one, of `translation` or of `speech`; `sigma-fairseq demo` calls it.
+`run.run_demo` runs one, of `translation`, `speech` or `language_model`, for `sigma-fairseq demo`.
 """

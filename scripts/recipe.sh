@@ -26,6 +26,12 @@ no_colon() { # fairseq takes a path with a colon for a list of paths
     esac
 }
 
+whole_seed() { # whole_seed SEED
+    case $1 in
+        '' | *[!0-9]*) die "the seed must be a whole number, not '$1'" ;;
+    esac
+}
+
 has_sum() { # has_sum FILE SUMS ALGORITHM: whether SUMS has the file's name beside its sum
     [ -f "$1" ] && python3 - "$@" <<'PYTHON'
 import hashlib, os, sys

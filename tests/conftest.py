@@ -82,7 +82,7 @@ def build_speech(letters: LetterDictionary) -> SpeechBuilder:
 
 @pytest.fixture(scope="session")
 def build_lm(task: SimpleNamespace) -> Callable[..., Any]:
-    """build_lm(architecture, **options) → a narrow language model, as fairseq builds it."""
+    """build_lm(architecture, of=task, **options) → a narrow language model, as fairseq does it."""
     narrow = {
         "decoder_embed_dim": 16,
         "decoder_ffn_embed_dim": 32,
@@ -91,7 +91,7 @@ def build_lm(task: SimpleNamespace) -> Callable[..., Any]:
         "adaptive_softmax_cutoff": "8,16",
     }
 
-    def build_model(architecture: str, **options: Any) -> Any:
+    def build_model(architecture: str, *, of: SimpleNamespace | None = None, **options: Any) -> Any:
         cfg = OmegaConf.create(
             {
                 "model": {"_name": architecture, **narrow, **options},
@@ -100,7 +100,7 @@ def build_lm(task: SimpleNamespace) -> Callable[..., Any]:
             }
         )
         cfg.task.max_target_positions = None
-        return models.build_model(cfg.model, task)
+        return models.build_model(cfg.model, of or task)
 
     return build_model
 

@@ -26,9 +26,7 @@ set -euo pipefail
 [ $# -ge 4 ] || { usage >&2 && exit 2; }
 hours=$1 arch=$2 optimizer=$3 seed=$4
 shift 4
-case $seed in
-    '' | *[!0-9]*) die "the seed must be a whole number, not '$seed'" ;;
-esac
+whole_seed "$seed"
 data=${DATA_DIR:-$root/data/$recipe}
 save=${SAVE_DIR:-$root/runs/$recipe/$hours/$arch/$optimizer/seed$seed}
 no_colon "$data"

@@ -18,9 +18,7 @@ set -euo pipefail
 [ $# -ge 2 ] || { usage >&2 && exit 2; }
 arch=$1 seed=$2
 shift 2
-case $seed in
-    '' | *[!0-9]*) die "the seed must be a whole number, not '$seed'" ;;
-esac
+whole_seed "$seed"
 data=${DATA_DIR:-$root/data/$recipe}
 save=${SAVE_DIR:-$root/runs/$recipe/$arch/seed$seed}
 no_colon "$data"

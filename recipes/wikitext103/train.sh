@@ -31,9 +31,7 @@ case $arch in
     transformer_lm_reparam_noln_wiki103_16l | transformer_lm_reparam_noln_wiki103_32l) ;;
     *) die "no such architecture of a language model: '$arch'" ;;
 esac
-case $seed in
-    '' | *[!0-9]*) die "the seed must be a whole number, not '$seed'" ;;
-esac
+whole_seed "$seed"
 number='^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$'
 [[ $rate =~ $number ]] || die "the learning rate must be a number, not '$rate'"
 [[ $decay =~ $number ]] || die "the weight decay must be a number, not '$decay'"

@@ -6,11 +6,13 @@ An architecture is a row of `ARCHITECTURES` at a depth of `DEPTHS`: `transformer
 
 import ast
 import re
+import zlib
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models.transformer_lm import (
@@ -105,10 +107,19 @@ class TiedProjection(nn.Module):
 
 
 class LanguageModelDecoder(TransformerDecoder):
-    """The decoder, with projections that can be reparameterized and tokens that must be known."""
+    """The decoder, with projections that can be reparameterized and tokens that must be known.
+
+    Attributes:
+        dictionary_checksum: CRC-32 of the words, a buffer: a checkpoint read with other words of
+            the same number would load, and make nonsense of every text.
+    """
+
+    dictionary_checksum: Tensor
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Module) -> None:
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=True)
+        words = "\n".join(dictionary[index] for index in range(len(dictionary)))
+        self.register_buffer("dictionary_checksum", torch.tensor(zlib.crc32(words.encode())))
         if cfg.reparam != "none" and not cfg.no_reparam_projections:
             self._reparameterize_projections(cfg)
 
@@ -122,6 +133,11 @@ class LanguageModelDecoder(TransformerDecoder):
                 if _PROJECTIONS.fullmatch(name) and isinstance(module, nn.Linear):
                     init_truncated_normal_(module.weight, module.bias, cfg.reparam_init_std)
         convert(self, reparam=cfg.reparam, where=lambda name, _: bool(_PROJECTIONS.fullmatch(name)))
+
+    def upgrade_state_dict_named(self, state_dict: Any, name: str) -> Any:
+        """As fairseq's; a state of fairseq's own model is taken to be of this dictionary."""
+        state_dict.setdefault(f"{name}.dictionary_checksum", self.dictionary_checksum)
+        return super().upgrade_state_dict_named(state_dict, name)
 
     def forward(self, prev_output_tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As fairseq's, (batch, time) → (batch, time, channel or vocabulary) and its extras.
@@ -226,13 +242,19 @@ class LanguageModel(StableModel, TransformerLanguageModel):
         """As fairseq's.
 
         Raises:
-            ValueError: the state is of a vocabulary of another size.
+            ValueError: the state is of another dictionary.
         """
         words = sum(len(table) for name, table in state_dict.items() if _TABLES.fullmatch(name))
         if words and words != len(self.decoder.dictionary):
             raise ValueError(
                 f"the checkpoint is of a dictionary of {words} words, the data's has "
                 f"{len(self.decoder.dictionary)}: take the data it was trained on"
+            )
+        checksum = state_dict.get("decoder.dictionary_checksum")
+        if checksum is not None and checksum != self.decoder.dictionary_checksum:
+            raise ValueError(
+                "the checkpoint is of a dictionary of as many other words as the data's, or of "
+                "another order: take the data it was trained on"
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 

@@ -142,16 +142,27 @@ def test_a_context_window_as_large_as_the_block_is_refused(
 def test_another_dictionary_is_refused(
     text_bin: Path, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    data = shutil.copytree(text_bin, tmp_path / "bin")
-    with (data / "dict.txt").open("a") as dictionary:
-        dictionary.write("another 1\n")
-    result = evaluate(data, trained[0], "--tokens-per-sample", "16", check=False)
-    assert result.returncode == 1
-    words = len((text_bin / "dict.txt").read_text().splitlines()) + 4
-    assert result.stderr.splitlines()[-1] == (
-        f"ValueError: the checkpoint is of a dictionary of {words} words, the data's has "
-        f"{words + 1}: take the data it was trained on"
-    )
+    lines = (text_bin / "dict.txt").read_text().splitlines(keepends=True)
+    words = len(lines) + 4
+    for name, dictionary, message in (
+        (
+            "longer",
+            [*lines, "another 1\n"],
+            f"of a dictionary of {words} words, the data's has {words + 1}: take the data it was "
+            "trained on",
+        ),
+        (
+            "reordered",
+            lines[::-1],
+            "of a dictionary of as many other words as the data's, or of another order: take the "
+            "data it was trained on",
+        ),
+    ):
+        data = shutil.copytree(text_bin, tmp_path / name)
+        (data / "dict.txt").write_text("".join(dictionary))
+        result = evaluate(data, trained[0], "--tokens-per-sample", "16", check=False)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == f"ValueError: the checkpoint is {message}"
 
 
 def test_a_token_out_of_the_dictionary_is_refused(text_bin: Path, tmp_path: Path) -> None:

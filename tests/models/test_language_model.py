@@ -13,6 +13,7 @@ from fairseq import models
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.optim import FP16Optimizer
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -118,6 +119,7 @@ def test_full_size_is_baevski_and_aulis() -> None:
         ours = models.build_model(cfg.model, task)
         theirs = stock("transformer_lm_wiki103", task=task)
     shapes = {name: value.shape for name, value in ours.state_dict().items()}
+    assert shapes.pop("decoder.dictionary_checksum") == ()
     assert shapes == {name: value.shape for name, value in theirs.state_dict().items()}
     assert round(sum(parameter.numel() for parameter in ours.parameters()) / 1e6) == 247
     layer = ours.decoder.layers[0]
@@ -236,6 +238,42 @@ def test_tied_tensors_stay_tied(build_lm: Callable[..., Any], tmp_path: Path) ->
     convert(plain)
     check(plain)
     assert parametrize.is_parametrized(plain.decoder.layers[0].fc1)
+
+
+def test_tied_tensors_stay_tied_under_fp16(build_lm: Callable[..., Any]) -> None:
+    """As under --fp16 --fp16-no-flatten-grads; the flat copy asks for a GPU."""
+    torch.manual_seed(0)
+    model = build_lm(NOLN, **SHALLOW).half()
+    cfg = OmegaConf.create(
+        {
+            "common": {
+                "fp16_init_scale": 4,
+                "fp16_scale_window": 1,
+                "fp16_scale_tolerance": 0.0,
+                "threshold_loss_scale": None,
+                "min_loss_scale": 1e-4,
+                "fp16_no_flatten_grads": True,
+                "on_cpu_convert_precision": False,
+                "bf16": False,
+                "tpu": False,
+                "model_parallel_size": 1,
+            },
+            "distributed_training": {"distributed_world_size": 1, "pipeline_model_parallel": False},
+            "optimization": {"update_freq": [1]},
+            "optimizer": {"_name": "nag", "momentum": 0.9, "weight_decay": 0.0, "lr": [0.5]},
+        }
+    )
+    optimizer = FP16Optimizer.build_optimizer(cfg, list(model.parameters()))
+    before = tied_projections(model)
+    for update in range(3):
+        model.set_num_updates(update)
+        optimizer.zero_grad()
+        optimizer.backward(adaptive_loss(model, sample()).sum() / sample()["ntokens"])
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+    for (used_in, used_out), (start, _) in zip(tied_projections(model), before, strict=True):
+        torch.testing.assert_close(used_in, used_out, rtol=0.02, atol=0.02)
+        assert (used_in - start).abs().max() > 0.02
 
 
 def test_the_gradient_of_tied_projections_is_of_both_uses(build_lm: Callable[..., Any]) -> None:
@@ -443,6 +481,19 @@ def test_a_state_of_another_dictionary_is_named(build_lm: Callable[..., Any]) ->
     state[name] = torch.cat([state[name], state[name][:3]])
     with pytest.raises(ValueError, match=r"of a dictionary of 27 words, the data's has 24: take"):
         model.load_state_dict(state)
+
+
+def test_a_state_of_as_many_other_words_is_named(build_lm: Callable[..., Any]) -> None:
+    model = build_lm(NOLN, **SHALLOW)
+    state = model.state_dict()
+    other = Dictionary()
+    for number in reversed(range(20)):  # the same words in another order
+        other.add_symbol(f"w{number}")
+    assert len(other) == WORDS
+    elsewhere = build_lm(NOLN, of=build_task(other), **SHALLOW)
+    with pytest.raises(ValueError, match="of as many other words as the data's, or of another"):
+        elsewhere.load_state_dict(state)
+    model.load_state_dict(state)
 
 
 def test_an_empty_split_is_named(

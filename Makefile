@@ -8,6 +8,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 SPEECH ?=
 LM ?=
 LOCK_ARGS ?=
@@ -17,7 +18,7 @@ LOCK_PINS := torch==2.11.0 torchaudio==2.11.0 torchvision==0.26.0 \
 	numpy cython wheel ninja 'setuptools<82' uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format lock
+.PHONY: help setup test demo bench lint format lock
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -32,6 +33,9 @@ test: lint ## Lint, then run the tests (PYTEST_ARGS=... is added)
 
 demo: setup ## Run the demo, with SPEECH=1 or LM=1 another (DEMO_ARGS=... is added)
 	.venv/bin/sigma-fairseq demo $(if $(SPEECH),--speech) $(if $(LM),--lm) $(DEMO_ARGS)
+
+bench: setup ## Time and count what σReparam costs; more of it on a GPU (BENCH_ARGS=... is added)
+	.venv/bin/python -W ignore scripts/benchmark.py runs/bench --growth --generation $(BENCH_ARGS)
 
 lint: setup ## Check style and types
 	.venv/bin/ruff check .

@@ -13,7 +13,7 @@ recipe=$(basename "$(cd "$(dirname "$0")" && pwd)")
 # fairseq and what it brings warn at every start, of nothing that a user could change.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 
-usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '/^#SBATCH/d; 2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 say() { printf '%s: %s\n' "$recipe" "$*"; }
 die() {
     printf '%s: error: %s\n' "$recipe" "$*" >&2
@@ -65,6 +65,8 @@ train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on
         say "$save: this run has ended; see train.log there"
         exit 0
     fi
+    # Of several nodes the first one keeps the log.
+    [ "${SLURM_NODEID:-0}" = 0 ] || exec "$@"
     mkdir -p "$save"
     rm -f "$save/finished.txt"
     if [ -f "$save/checkpoint_last.pt" ]; then
@@ -75,6 +77,17 @@ train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on
     say "$line" | tee -a "$save/train.log"
     "$@" 2>&1 | tee -a "$save/train.log"
     printf '%s\n' "$line" >"$save/finished.txt"
+}
+
+train_on_nodes() { # train_on_nodes ARGUMENT...: runs the recipe's train.sh on every node of a SLURM job
+    local port
+    [ -n "${SLURM_JOB_ID:-}" ] || die "start this script by sbatch"
+    # Without a port fairseq takes each node for the only one. It must not depend on the job: what
+    # has ended is known by its command line.
+    port=$((20000 + $(cksum <<<"$*" | cut -d ' ' -f 1) % 10000))
+    export NGPUS=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE))
+    srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
+        "$root/recipes/$recipe/train.sh" "$@" --distributed-port "$port"
 }
 
 case ${1:-} in

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
+from sigma_fairseq.reparam import Pack
+
 #: fairseq's: by module, the tensors it keeps from one step of decoding to the next.
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
@@ -62,11 +64,15 @@ class DotProduct(nn.Module):
                 query, key, value, mask, dropout, scale=self.scale
             )
             return context, None
-        logits = (query * self.scale) @ key.mT  # (B, H, T, S)
+        batch, heads, time, width = query.shape
+        query, key = (query * self.scale).reshape(-1, time, width), key.flatten(0, 1)
+        logits = torch.bmm(query, key.mT).view(batch, heads, time, -1)
         if mask is not None:
             logits = logits + mask
         weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return F.dropout(weights.to(value.dtype), dropout) @ value, weights
+        kept = F.dropout(weights.to(value.dtype), dropout)
+        context = torch.bmm(kept.flatten(0, 1), value.flatten(0, 1))
+        return context.view(batch, heads, time, -1), weights
 
 
 class Attention(MultiheadAttention):
@@ -80,7 +86,13 @@ class Attention(MultiheadAttention):
         qk_norm: LayerNorm on each head's queries and keys before their product, one for the queries
             and one for the keys, shared by the heads (Dehghani et al., 2023, arXiv:2302.05442).
         temperature, temperature_from_update: see `DotProduct`.
+        fast: projections of one input are one matrix multiplication, and PyTorch's fused attention
+            serves encoder-decoder attention too; otherwise a plain model is fairseq's to the last
+            bit.
         kwargs: as for fairseq's.
+
+    Attributes:
+        packs: the projections, those of one input together, and the output projection.
 
     Raises:
         ValueError: an option of fairseq's class that this one does not have.
@@ -94,6 +106,7 @@ class Attention(MultiheadAttention):
         qk_norm: bool = False,
         temperature: float = 1.0,
         temperature_from_update: int = 0,
+        fast: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(embed_dim, num_heads, **kwargs)
@@ -101,9 +114,19 @@ class Attention(MultiheadAttention):
             raise ValueError("Attention has no add_bias_kv, add_zero_attn or xformers_att_config")
         # The name by which --retain-dropout-modules knows it.
         self.dropout_module.module_name = MultiheadAttention.__name__
-        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm, self.k_norm = nn.LayerNorm(self.head_dim), nn.LayerNorm(self.head_dim)
         self.dot_product = DotProduct(self.head_dim, temperature, temperature_from_update)
+        self.fast = fast
+        joined = ("q_proj", "k_proj", "v_proj")
+        if self.self_attention:
+            inputs = [Pack(self, *joined)]
+        elif self.kdim == self.vdim:
+            inputs = [Pack(self, "q_proj"), Pack(self, "k_proj", "v_proj")]
+        else:
+            inputs = [Pack(self, name) for name in joined]
+        self.packs = (*inputs, Pack(self, "out_proj"))
 
     def forward(
         self,
@@ -139,11 +162,15 @@ class Attention(MultiheadAttention):
             if key_padding_mask is not None:
                 key_padding_mask = key_padding_mask[:: self.beam_size]
 
-        q = self.q_norm(self._split_heads(self.q_proj(query)))  # (B·beam, H, T, d)
+        q, *kv = self._heads(self.packs[0], query, key, value)  # (B·beam, H, T, d)
+        if self.qk_norm:
+            q = self.q_norm(q)
         k, v, key_padding_mask = self._keys_and_values(
-            key, value, key_padding_mask, incremental_state, static_kv
+            key, value, kv, key_padding_mask, incremental_state, static_kv
         )
-        q = q.unflatten(0, (len(k), -1)).transpose(1, 2).flatten(2, 3)  # (B, H, beam·T, d)
+        beam = batch // len(k)
+        if beam > 1:
+            q = q.unflatten(0, (len(k), -1)).transpose(1, 2).flatten(2, 3)  # (B, H, beam·T, d)
         mask = attn_mask
         if key_padding_mask is not None:
             hidden = key_padding_mask[:, None, None].to(torch.bool)  # (B, 1, 1, S)
@@ -153,32 +180,46 @@ class Attention(MultiheadAttention):
         dropout = self.dropout_module.p if drops else 0.0
         need_weights = need_weights or need_head_weights
         # fairseq forms the weights of encoder-decoder attention, needed or not: the fused kernel
-        # rounds otherwise, and plain models are fairseq's to the last bit.
-        context, weights = self.dot_product(q, k, v, mask, dropout, need_weights or static_kv)
+        # rounds otherwise. For a query at a time, on the CPU, it is also the slower one.
+        form = static_kv if not self.fast else incremental_state is not None and q.is_cpu
+        context, weights = self.dot_product(q, k, v, mask, dropout, need_weights or form)
 
-        context = context.unflatten(2, (-1, time))  # (B, H, beam, T, d)
-        output = self.out_proj(context.permute(3, 0, 2, 1, 4).reshape(time, batch, -1))
+        if beam > 1:
+            context = context.unflatten(2, (-1, time)).transpose(1, 2).flatten(0, 1)
+        # (B·beam, H, T, d)
+        output = self.out_proj(context.permute(2, 0, 1, 3).reshape(time, batch, -1))
         if not need_weights:
             return output, None
-        weights = weights.unflatten(2, (-1, time)).transpose(1, 2).flatten(0, 1)
+        if beam > 1:
+            weights = weights.unflatten(2, (-1, time)).transpose(1, 2).flatten(0, 1)
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
     def _keys_and_values(
         self,
         key: Tensor,
         value: Tensor,
+        projected: list[Tensor],
         key_padding_mask: Tensor | None,
         incremental_state: IncrementalState | None,
         static_kv: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values of this step and, kept in the state, of all before it, (B, H, S, d)."""
+        """Keys and values of this step and, kept in the state, of all before it, (B, H, S, d).
+
+        `projected` has those of this step where they came with the queries.
+        """
         saved = self._get_input_buffer(incremental_state)
         prev_key, prev_value = saved.get("prev_key"), saved.get("prev_value")
         if static_kv and prev_key is not None:
             k, v = prev_key, prev_value
         else:
-            k = self.k_norm(self._split_heads(self.k_proj(key)))
-            v = self._split_heads(self.v_proj(value))
+            inputs = [key, value]
+            for pack in self.packs[1:-1]:
+                # Those that decoding keeps are read at each of its steps, fastest from by itself.
+                joined = incremental_state is None
+                projected += self._heads(pack, *inputs[len(projected) :], joined=joined)
+            k, v = projected
+            if self.qk_norm:
+                k = self.k_norm(k)
             if prev_key is not None:
                 k, v = torch.cat([prev_key, k], dim=2), torch.cat([prev_value, v], dim=2)
         if incremental_state is not None:
@@ -189,8 +230,18 @@ class Attention(MultiheadAttention):
             self._set_input_buffer(incremental_state, saved)
         return k, v, key_padding_mask
 
+    def _heads(self, pack: Pack, *inputs: Tensor, joined: bool = True) -> list[Tensor]:
+        """Each projection of a pack of the input that has its place, (T, B, C) → (B, H, T, d)."""
+        x, size = inputs[0], len(pack.names)
+        if joined and self.fast and size > 1 and all(other is x for other in inputs[1:size]):
+            packed = F.linear(x, pack.weight(), pack.bias())
+            heads = packed.view(*x.shape[:2], size, self.num_heads, self.head_dim)
+            return list(heads.permute(2, 1, 3, 0, 4).unbind())
+        return [self._split_heads(f(x)) for f, x in zip(pack.linears, inputs, strict=False)]
+
     def _split_heads(self, x: Tensor) -> Tensor:
         """(T, B, C) → (B, H, T, d)."""
+        time, batch, _ = x.shape
         # By way of fairseq's shape: the gradient arrives contiguous, so biases add it up as there.
-        x = x.view(len(x), -1, self.head_dim)  # (T, B·H, d)
-        return x.unflatten(1, (-1, self.num_heads)).permute(1, 2, 0, 3)
+        x = x.view(time, batch * self.num_heads, self.head_dim)
+        return x.view(time, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.layers.deepnorm import DeepNorm
-from sigma_fairseq.reparam import convert
+from sigma_fairseq.reparam import LayerWeights, Pack, convert
 from sigma_fairseq.reparam.layers import init_truncated_normal_
 
 #: DeepNorm's Xavier gain, by the name of the linear within what is built: β of the stack, or 1.
@@ -56,6 +56,21 @@ class _StableLayer(nn.Module):
             for name, _ in list(self.named_children()):
                 if name.endswith("layer_norm"):
                     setattr(self, name, nn.Identity())
+        attentions = [child for child in self.children() if isinstance(child, Attention)]
+        packs = [pack for attention in attentions for pack in attention.packs]
+        packs += [Pack(self, "fc1"), Pack(self, "fc2")]
+        self.layer_weights = LayerWeights(packs) if self._fast and cfg.reparam == "sigma" else None
+
+    @property
+    def _fast(self) -> bool:
+        """Whether weights are read apart from their modules, which hooks on these would not see."""
+        xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
+        return not (self.cfg.no_fast_path or xformers or self.cfg.quant_noise.pq > 0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's, with all effective weights from one autograd node."""
+        with nullcontext() if self.layer_weights is None else self.layer_weights.handed_out():
+            return super().forward(*args, **kwargs)
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         """f(x) and x, both (time, batch, channel) → α·x + f(x), with α = 1 outside DeepNorm."""
@@ -82,6 +97,7 @@ class _StableLayer(nn.Module):
                 qk_norm=self.cfg.qk_norm,
                 temperature=self.cfg.attention_temperature,
                 temperature_from_update=self.cfg.temperature_from_update,
+                fast=self._fast,
             )
         return self._build(build, (embed_dim, heads), kwargs, BETA_PROJECTIONS, UNIT_PROJECTIONS)
 

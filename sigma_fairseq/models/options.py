@@ -74,6 +74,13 @@ class StabilityConfig(FairseqDataclass):
             "is 1"
         },
     )
+    no_fast_path: bool = field(
+        default=False,
+        metadata={
+            "help": "compute every effective weight and every projection by itself, and attend as "
+            "fairseq does: slower; what the fast path is held against"
+        },
+    )
 
 
 def transformer_config(

@@ -4,6 +4,7 @@ from typing import Any
 
 from fairseq.models import BaseFairseqModel
 
+from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
 from sigma_fairseq.reparam import fuse, power_iteration, sigma_norms
 
@@ -41,6 +42,10 @@ class StableModel(BaseFairseqModel):
         return result
 
     def make_generation_fast_(self, **kwargs: Any) -> None:
-        """Fuses Ŵ into plain layers, so that generation costs what it costs without σReparam."""
+        """Fuses Ŵ into plain layers: generation costs what it costs without σReparam."""
         super().make_generation_fast_(**kwargs)
         fuse(self)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for pack in module.packs:
+                    pack.freeze()

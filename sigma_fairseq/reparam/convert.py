@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from sigma_fairseq.reparam.layer_weights import LayerWeights
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
 from sigma_fairseq.reparam.sigma_norm import Gamma, RowBlocks, reparameterize
 
@@ -160,6 +161,9 @@ def fuse(model: nn.Module) -> nn.Module:
         for tensor, weight in tensors.items():
             module.register_parameter(tensor, weight)
     for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, LayerWeights):
+                setattr(module, name, None)
         if isinstance(module, SigmaLinear):
             module.__class__ = nn.Linear  # type: ignore[assignment]
         elif isinstance(module, SigmaConv1d):

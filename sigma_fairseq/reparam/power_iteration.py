@@ -1,23 +1,148 @@
-"""Refreshes the singular vectors of a whole model: one batched step an optimizer update."""
+"""Refreshes σ, u and v of a whole model, in batches of weights of equal shape."""
 
-from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sigma_fairseq.reparam.effective_weight import at_least_fp32
+from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32
+from sigma_fairseq.reparam.layer_weights import Batch, LayerWeights
 from sigma_fairseq.reparam.sigma_norm import SigmaNorm, sigma_norms
 
+#: What a subspace keeps of itself in a step, so that it outlives a time of zero weights.
+KEPT = 1e-16
+#: By what share the squared lengths of a subspace's images are taken for longer.
+DEPENDENT = 1e-6
 
-def _unit(vector: Tensor, fallback: Tensor) -> Tensor:
-    """Columns of unit length, (..., n, 1); `fallback` for a zero one, which could never recover."""
-    length = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
-    return torch.where(length > 0, vector / length, fallback)
+#: By short and long side.
+_Members = dict[tuple[int, int], list[tuple[SigmaNorm, list[Tensor]]]]
+
+
+class _EqualShapes:
+    """σReparam matrices of one shape, wide ones transposed, so that none is wide.
+
+    Attributes:
+        norms: whose matrices they are.
+        matrices: (n, rows, columns), rows ≥ columns.
+        u, v: leading singular vectors, (n, rows) and (n, columns).
+        sigma: uᵀWv, (n, 1, 1).
+    """
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+    def __init__(self, members: Sequence[tuple[SigmaNorm, list[Tensor]]]) -> None:
+        self.norms = [norm for norm, _ in members]
+        self.wide = [len(norm.u) < len(norm.v) for norm in self.norms]
+        blocks: list[Tensor] = []
+        for (_, stack), wide in zip(members, self.wide, strict=True):
+            blocks += [torch.cat(stack).mT if len(stack) > 1 else stack[0].mT] if wide else stack
+        flat = at_least_fp32(torch.cat(blocks))
+        self.matrices = flat.view(len(self.norms), -1, flat.shape[1])
+
+    def buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The norms' own u and v, exchanged where a matrix is transposed."""
+        pairs = zip(self.norms, self.wide, strict=True)
+        both = [(norm.v, norm.u) if wide else (norm.u, norm.v) for norm, wide in pairs]
+        return [u for u, _ in both], [v for _, v in both]
+
+    def multiply(self) -> tuple[Tensor, Tensor]:
+        """The subspaces times Wᵀ and times WᵀW, (n, dimension, rows) and (…, columns)."""
+        subspace = torch.stack([norm.subspace for norm in self.norms])
+        images = torch.bmm(subspace, self.matrices.mT)
+        backs = torch.baddbmm(subspace, images, self.matrices, beta=KEPT)
+        return images, backs
+
+    def handed(self, run: slice, scale: Tensor, scaled_u: Tensor) -> Batch:
+        """What `LayerWeights` is told of some of the matrices, all wide or none."""
+        left, right = scaled_u[run], self.v[run]
+        if self.wide[run.start]:
+            left, right = right, left
+        return Batch(self.sigma[run], scale[run], left.unsqueeze(2), right.unsqueeze(1))
+
+
+def _ritz(grams: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Rayleigh-Ritz: the combinations c of rows of Y, ‖cY‖ = 1, at which ‖cYW‖ is stationary.
+
+    Args:
+        grams: YYᵀ of every matrix, (n, dimension, dimension).
+        images: ZZᵀ with Z = YW.
+
+    Returns:
+        The combinations in rows, (n, dimension, dimension), and ‖cZ‖, rising, (n, dimension).
+    """
+    diagonal = grams.diagonal(dim1=1, dim2=2)
+    # Rows that depend on each other would leave no Cholesky factor.
+    diagonal.mul_(1 + DEPENDENT).add_(EPSILON**2)
+    factor, _ = torch.linalg.cholesky_ex(grams)
+    half = torch.linalg.solve_triangular(factor, images, upper=False)
+    quotient = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    squares, vectors = torch.linalg.eigh(quotient)
+    rows = torch.linalg.solve_triangular(factor.mT, vectors, upper=True).mT
+    return rows, squares.clamp(min=EPSILON**2).sqrt()
+
+
+def _iterate(groups: Sequence[_EqualShapes]) -> None:
+    """One step for every group, after which their norms have the new vectors."""
+    images, backs = zip(*(group.multiply() for group in groups), strict=True)
+    combinations, lengths = _ritz(
+        torch.cat([torch.bmm(image, image.mT) for image in images]),
+        torch.cat([torch.bmm(back, back.mT) for back in backs]),
+    )
+    unit = combinations / lengths.unsqueeze(2)
+    sizes = [len(group.norms) for group in groups]
+    old: list[Tensor] = []
+    new: list[Tensor] = []
+    for group, image, back, leading, rotation, sigma in zip(
+        groups,
+        images,
+        backs,
+        combinations[:, -1:].split(sizes),
+        unit.split(sizes),
+        lengths[:, -1:, None].split(sizes),
+        strict=True,
+    ):
+        subspace = torch.bmm(rotation, back)
+        group.u, group.v, group.sigma = torch.bmm(leading, image).squeeze(1), subspace[:, -1], sigma
+        u, v = group.buffers()
+        old += [*u, *v, *(norm.subspace for norm in group.norms)]
+        new += [*group.u.unbind(), *group.v.unbind(), *subspace.unbind()]
+    torch._foreach_copy_(old, new)
+
+
+def _hand_out(layers: Sequence[LayerWeights], groups: Sequence[_EqualShapes]) -> None:
+    """Tells layers what holds for their weights."""
+    gammas = torch.stack([norm.gamma for group in groups for norm in group.norms]).view(-1, 1, 1)
+    scales = torch._foreach_div(
+        gammas.split([len(group.norms) for group in groups]), [group.sigma for group in groups]
+    )
+    scaled_u = torch._foreach_mul([group.u for group in groups], [scale[:, 0] for scale in scales])
+    place = {
+        id(norm): (number, index)
+        for number, group in enumerate(groups)
+        for index, norm in enumerate(group.norms)
+    }
+    for layer in layers:
+        batches = []
+        norms = iter(layer.norms)
+        for count, _, _ in layer.shapes:
+            number, start = place[id(next(norms))]
+            for _ in range(count - 1):
+                next(norms)
+            run = slice(start, start + count)
+            batches.append(groups[number].handed(run, scales[number], scaled_u[number]))
+        layer.prepare(batches)
 
 
 @torch.no_grad()
 def power_iteration(model: nn.Module, steps: int = 1) -> None:
-    """Refreshes u and v of every σReparam weight: v ← Wᵀu/‖Wᵀu‖, u ← Wv/‖Wv‖ (Algorithm 1).
+    """Refreshes u and v of every σReparam weight by a step of block power iteration.
+
+    Algorithm 1 iterates one vector a weight: v ← Wᵀu/‖Wᵀu‖, u ← Wv/‖Wv‖. That follows a weight
+    in training late, σ by as much as a fifth (docs/performance.md). Here a subspace is iterated
+    with it, V ← WᵀWV, of which u and v are the leading Ritz vectors: W is read as often, and σ is
+    right to less than a hundredth.
 
     Call it once an optimizer update, before the forward pass, in training only. Weights of equal
     shape are treated as one batch, so the number of operations does not grow with depth. The
@@ -25,20 +150,23 @@ def power_iteration(model: nn.Module, steps: int = 1) -> None:
 
     Args:
         model: any module; one without σReparam weights is left alone.
-        steps: iterations; the paper uses one an update.
+        steps: iterations, at least one; the paper uses one an update.
     """
-    batches: dict[tuple[object, ...], list[tuple[SigmaNorm, list[Tensor]]]] = defaultdict(list)
-    for norm, stack in sigma_norms(model):
-        batches[len(norm.u), len(norm.v), norm.u.device, norm.u.dtype].append((norm, stack))
-    for batch in batches.values():
-        norms = [norm for norm, _ in batch]
-        rows = torch.cat([block for _, stack in batch for block in stack])
-        weights = at_least_fp32(rows).view(len(norms), -1, rows.shape[1])  # (n, rows, columns)
-        u = torch.stack([norm.u for norm in norms]).unsqueeze(-1)  # (n, rows, 1)
-        v = torch.stack([norm.v for norm in norms]).unsqueeze(-1)  # (n, columns, 1)
-        with torch.autocast(device_type=u.device.type, enabled=False):
+    layers = [module for module in model.modules() if isinstance(module, LayerWeights)]
+    ordered = [norm for layer in layers for norm in layer.norms]
+    place = {id(norm): number for number, norm in enumerate(ordered)}
+    # A layer's next to each other: what it is handed are then slices.
+    found = sorted(sigma_norms(model), key=lambda item: place.get(id(item[0]), len(place)))
+    kinds: dict[tuple[torch.device, torch.dtype], _Members] = {}
+    for norm, stack in found:
+        by_shape = kinds.setdefault((norm.u.device, norm.u.dtype), {})
+        short, long = sorted((len(norm.u), len(norm.v)))
+        by_shape.setdefault((short, long), []).append((norm, stack))
+    for (device, _), by_shape in kinds.items():
+        with torch.autocast(device_type=device.type, enabled=False):
+            groups = [_EqualShapes(members) for members in by_shape.values()]
             for _ in range(steps):
-                v = _unit(weights.mT @ u, v)
-                u = _unit(weights @ v, u)
-        torch._foreach_copy_([norm.u for norm in norms], list(u.squeeze(-1).unbind()))
-        torch._foreach_copy_([norm.v for norm in norms], list(v.squeeze(-1).unbind()))
+                _iterate(groups)
+            here = [layer for layer in layers if layer.norms[0].u.device == device]
+            if here:
+                _hand_out(here, groups)

@@ -12,7 +12,7 @@ from sigma_fairseq.reparam.effective_weight import (
     effective_weight,
     spectral_norm_estimate,
 )
-from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
+from sigma_fairseq.reparam.singular_vectors import leading_singular_subspace
 
 Gamma = Literal["one", "sigma"]
 
@@ -29,13 +29,17 @@ class SigmaNorm(nn.Module):
         gamma: γ, a scalar `nn.Parameter`.
         u: left singular vector, a buffer of shape (rows,).
         v: right singular vector, a buffer of shape (columns,).
+        subspace: singular vectors of the short side, a buffer that power iteration works in, see
+            `leading_singular_subspace`.
+        handed: Ŵ, where the layer has computed it with all of its others; None elsewhere.
 
-    All three stay in fp32 when the model is cast to a narrower dtype.
+    All of these stay in fp32 when the model is cast to a narrower dtype.
     """
 
     gamma: Tensor
     u: Tensor
     v: Tensor
+    subspace: Tensor
 
     def __init__(self, stack: Sequence[Tensor], gamma: Gamma = "one") -> None:
         """Starts from given weights.
@@ -57,13 +61,15 @@ class SigmaNorm(nn.Module):
             )
         with torch.no_grad():
             matrix = at_least_fp32(stack[0] if len(stack) == 1 else torch.cat(list(stack)))
-            u, v = leading_singular_vectors(matrix)
+            u, v, subspace = leading_singular_subspace(matrix)
             start = (
                 torch.ones_like(u[0]) if gamma == "one" else spectral_norm_estimate(u, v, matrix)
             )
         self.gamma = nn.Parameter(start)
         self.register_buffer("u", u)
         self.register_buffer("v", v)
+        self.register_buffer("subspace", subspace)
+        self.handed: Tensor | None = None
 
     def sigma(self, *stack: Tensor) -> Tensor:
         """σ ≈ uᵀWv of the given row blocks, a scalar."""
@@ -75,6 +81,8 @@ class SigmaNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """W (out, in[, width]) → Ŵ of the same shape and dtype."""
+        if self.handed is not None:
+            return self.handed
         return self.effective([as_matrix(weight)]).view_as(weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaNorm":
@@ -124,6 +132,7 @@ class JointMember(nn.Module):
         # In tuples, because registering a sibling as a child would repeat it in the state.
         self.members = tuple(members)
         self.shared = (norm,)
+        self.handed: Tensor | None = None
         if index == 0:
             self.norm = norm
 
@@ -133,6 +142,8 @@ class JointMember(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """W of this member → its Ŵ, of the same shape and dtype."""
+        if self.handed is not None:
+            return self.handed
         return self.shared[0].effective(self.stack(), self.index).view_as(weight)
 
 

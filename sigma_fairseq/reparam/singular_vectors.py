@@ -27,6 +27,40 @@ def _unit(vector: Tensor, least: Tensor | float, fallback: Tensor | float) -> Te
 
 
 @torch.no_grad()
+def _krylov_ritz(
+    apply: Callable[[Tensor], Tensor],
+    transposed: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Rayleigh-Ritz in the Krylov space of `leading_singular_triplet`, with the same arguments.
+
+    Returns:
+        Ritz vectors, (..., columns, n), and W times them, (..., rows, n): the leading one last, of
+        unit length unless they are zero, as where the space is smaller than `steps`.
+    """
+    vector = start
+    basis: list[Tensor] = []  # orthonormal columns, or zero ones where the space holds all there is
+    images: list[Tensor] = []  # W times each of them
+    for step in range(min(steps, start.shape[-2])):
+        if step:
+            if step == images[-1].shape[-2]:
+                break  # no more rows, so no more directions
+            vector = transposed(images[-1])
+        # What is left of a vector that lies in the space already is rounding.
+        least = 1e-5 * torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        if basis:
+            space = torch.cat(basis, -1)
+            vector = vector - space @ (space.mT @ vector)
+        basis.append(_unit(vector, least, 0.0))
+        images.append(apply(basis[-1]))
+    image = torch.cat(images, -1)
+    # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix.
+    ritz = torch.linalg.eigh(image.mT @ image).eigenvectors
+    return torch.cat(basis, -1) @ ritz, image @ ritz
+
+
+@torch.no_grad()
 def leading_singular_triplet(
     apply: Callable[[Tensor], Tensor],
     transposed: Callable[[Tensor], Tensor],
@@ -48,29 +82,19 @@ def leading_singular_triplet(
         u (..., rows), σ (...) and v (..., columns): unit vectors with uᵀWv = σ ≥ 0; σ is never
         above the true one but for rounding. For W = 0 the vectors are arbitrary.
     """
-    vector = start
-    basis: list[Tensor] = []  # orthonormal columns, or zero ones where the space holds all there is
-    images: list[Tensor] = []  # W times each of them
-    for step in range(min(steps, start.shape[-2])):
-        if step:
-            if step == images[-1].shape[-2]:
-                break  # no more rows, so no more directions
-            vector = transposed(images[-1])
-        # What is left of a vector that lies in the space already is rounding.
-        least = 1e-5 * torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
-        if basis:
-            space = torch.cat(basis, -1)
-            vector = vector - space @ (space.mT @ vector)
-        basis.append(_unit(vector, least, 0.0))
-        images.append(apply(basis[-1]))
-    image = torch.cat(images, -1)
-    # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix.
-    ritz = torch.linalg.eigh(image.mT @ image).eigenvectors[..., -1:]
-    leading = image @ ritz
+    return _leading(*_krylov_ritz(apply, transposed, start, steps))
+
+
+def _leading(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """u, σ and v of what `_krylov_ritz` returns."""
+    v, leading = vectors[..., -1:], images[..., -1:]
     u = _unit(leading, 0.0, torch.full_like(leading, leading.shape[-2] ** -0.5))
-    v = torch.cat(basis, -1) @ ritz
     v = _unit(v, 0.0, torch.full_like(v, v.shape[-2] ** -0.5))
     return u.squeeze(-1), torch.linalg.vector_norm(leading, dim=(-2, -1)), v.squeeze(-1)
+
+
+def _start(matrix: Tensor) -> Tensor:
+    return matrix.mT @ random_vector(matrix.shape[-2], matrix)
 
 
 @torch.no_grad()
@@ -84,6 +108,35 @@ def leading_singular_vectors(matrix: Tensor, steps: int = KRYLOV_STEPS) -> tuple
     Returns:
         Unit vectors u (..., rows) and v (..., columns) with uᵀWv ≥ 0; arbitrary ones for W = 0.
     """
-    start = matrix.mT @ random_vector(matrix.shape[-2], matrix)
-    u, _, v = leading_singular_triplet(matrix.__matmul__, matrix.mT.__matmul__, start, steps)
+    u, _, v = leading_singular_triplet(
+        matrix.__matmul__, matrix.mT.__matmul__, _start(matrix), steps
+    )
     return u, v
+
+
+@torch.no_grad()
+def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates the leading singular vectors of a matrix, and those that follow on its short side.
+
+    Args:
+        matrix: W, (rows, columns), fp32 or fp64.
+
+    Returns:
+        u (rows,) and v (columns,) as `leading_singular_vectors`, and a subspace of singular
+        vectors, right ones or, of a matrix with more columns than rows, left ones: unit vectors in
+        rows, (`KRYLOV_STEPS`, min(rows, columns)), the leading one last and arbitrary ones in place
+        of those that a matrix of smaller rank does not have.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        v, u, subspace = leading_singular_subspace(matrix.mT)
+        return u, v, subspace
+    vectors, images = _krylov_ritz(
+        matrix.__matmul__, matrix.mT.__matmul__, _start(matrix), KRYLOV_STEPS
+    )
+    u, _, v = _leading(vectors, images)
+    generator = torch.Generator().manual_seed(0)
+    subspace = torch.randn(KRYLOV_STEPS, matrix.shape[1], generator=generator, dtype=matrix.dtype)
+    subspace = subspace.to(matrix.device)
+    found = vectors.mT[vectors.norm(dim=0) > 0.5]
+    subspace[len(subspace) - len(found) :] = found
+    return u, v, subspace / subspace.norm(dim=1, keepdim=True)

@@ -65,7 +65,7 @@ def written_out(
                     (value, module.v_proj),
                 )
             )
-            if isinstance(module.q_norm, nn.LayerNorm):
+            if module.qk_norm:
                 q, k = affine_norm(q, module.q_norm), affine_norm(k, module.k_norm)
             e = (q @ k.T / (d**0.5 * temperature)).exp()
             if attn_mask is not None:

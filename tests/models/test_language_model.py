@@ -141,19 +141,22 @@ def test_plain_preln_equals_fairseqs(
     narrow = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 4}
     cutoffs = {"adaptive_input_cutoff": "8,16", "adaptive_softmax_cutoff": "8,16"}
     torch.manual_seed(0)
-    theirs = stock("transformer_lm_wiki103", task=task, **narrow, **cutoffs, **STILL)
-    ours = build_lm(PRELN, **STILL)
-    ours.load_state_dict(theirs.state_dict())
+    theirs = stock("transformer_lm_wiki103", task=task, **narrow, **cutoffs, **STILL).double()
+    ours = build_lm(PRELN, **STILL).double()
+    slow = build_lm(PRELN, no_fast_path=True, **STILL).double()
     batch = sample(pad)
-    pairs = [(model, adaptive_loss(model, batch)) for model in (ours, theirs)]
-    torch.testing.assert_close(pairs[0][1], pairs[1][1], rtol=1e-6, atol=0)
-    for _, loss in pairs:
-        loss.sum().backward()
+    losses = []
+    for model in (theirs, ours, slow):
+        if model is not theirs:
+            model.load_state_dict(theirs.state_dict())
+        losses.append(adaptive_loss(model, batch))
+        losses[-1].sum().backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0])
     expected = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-5, msg=name
-        )
+    for model in (ours, slow):
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
 
 
 @pytest.mark.parametrize(("norm", "reparam"), VARIANTS)

@@ -82,17 +82,24 @@ def test_plain_models_compute_what_fairseqs_compute(
     build: Callable[..., Any], norm: str, preln: bool
 ) -> None:
     options = {"share_decoder_input_output_embed": True, **SHALLOW}
-    ours = build(f"transformer_{norm}_6l", **options)
+    slow = build(f"transformer_{norm}_6l", no_fast_path=True, **options)
+    fast = build(f"transformer_{norm}_6l", **options)
     theirs = build(
         "transformer", encoder_normalize_before=preln, decoder_normalize_before=preln, **options
     )
-    ours.load_state_dict(theirs.state_dict())
-    for model in (ours, theirs):
+    for model in (slow, fast):
+        model.load_state_dict(theirs.state_dict())
+    for model in (slow, fast, theirs):
         model.zero_grad()
         loss(model).backward()
-    assert torch.equal(ours(**batch())[0], theirs(**batch())[0])
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+    logits = theirs(**batch())[0]
+    assert torch.equal(slow(**batch())[0], logits)
+    torch.testing.assert_close(fast(**batch())[0], logits)
+    for mine, quick, other in zip(
+        slow.parameters(), fast.parameters(), theirs.parameters(), strict=True
+    ):
         assert torch.equal(mine.grad, other.grad)
+        torch.testing.assert_close(quick.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["postln", "preln", "deepnorm", "noln"])

@@ -93,13 +93,13 @@ def test_u_v_and_gamma_stay_fp32_when_the_model_is_narrowed(dtype: torch.dtype) 
     assert norm.u.dtype == norm.gamma.dtype == torch.float64
 
 
-def test_state_holds_u_v_gamma_and_loads_strictly() -> None:
+def test_state_holds_gamma_and_vectors_and_loads_strictly() -> None:
     layer, other = SigmaLinear(6, 10), SigmaLinear(6, 10)
     state = layer.state_dict()
     assert set(state) == {
         "bias",
         "parametrizations.weight.original",
-        *(f"parametrizations.weight.0.{name}" for name in ("gamma", "u", "v")),
+        *(f"parametrizations.weight.0.{name}" for name in ("gamma", "u", "v", "subspace")),
     }
     other.load_state_dict(state)
     assert torch.equal(layer.weight, other.weight)

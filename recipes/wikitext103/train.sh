@@ -85,7 +85,8 @@ if [ -f "$save/dict.txt" ] && ! cmp -s "$data/bin/dict.txt" "$save/dict.txt"; th
     die "$data has another dictionary than the training in $save"
 fi
 mkdir -p "$save"
-cp "$data/bin/dict.txt" "$save/dict.part"
-mv "$save/dict.part" "$save/dict.txt"
+part=$save/dict.${SLURM_NODEID:-0}.part # a file for each node
+cp "$data/bin/dict.txt" "$part"
+mv "$part" "$save/dict.txt"
 train_or_resume "$save" "$arch, learning rate $rate, weight decay $decay, seed $seed" "${run[@]}"
 say "done: $save/checkpoint_best.pt has the best perplexity on the validation set"

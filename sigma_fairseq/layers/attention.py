@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairseq.modules import MultiheadAttention
+from fairseq.modules import LayerNorm, MultiheadAttention
 from torch import Tensor, nn
 
 from sigma_fairseq.reparam import Pack
@@ -116,7 +116,7 @@ class Attention(MultiheadAttention):
         self.dropout_module.module_name = MultiheadAttention.__name__
         self.qk_norm = qk_norm
         if qk_norm:
-            self.q_norm, self.k_norm = nn.LayerNorm(self.head_dim), nn.LayerNorm(self.head_dim)
+            self.q_norm, self.k_norm = LayerNorm(self.head_dim), LayerNorm(self.head_dim)
         self.dot_product = DotProduct(self.head_dim, temperature, temperature_from_update)
         self.fast = fast
         joined = ("q_proj", "k_proj", "v_proj")

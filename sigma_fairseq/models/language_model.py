@@ -162,6 +162,15 @@ class LanguageModelDecoder(TransformerDecoder):
             )
 
 
+class _AdaptiveInput(AdaptiveInput):
+    """fairseq's, in fp32 under autocast too, where it would write fp16 into a tensor of fp32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            embedded: Tensor = super().forward(input)
+        return embedded
+
+
 class LanguageModel(StableModel, TransformerLanguageModel):
     """fairseq's `transformer_lm` with the options of `StabilityConfig`.
 
@@ -215,7 +224,7 @@ class LanguageModel(StableModel, TransformerLanguageModel):
                 cfg.char_embedder_highway_layers,
             )
         if cfg.adaptive_input:
-            return AdaptiveInput(
+            return _AdaptiveInput(
                 len(dictionary),
                 dictionary.pad(),
                 cfg.decoder_input_dim,

@@ -3,10 +3,11 @@
 from typing import Any
 
 from fairseq.models import BaseFairseqModel
+from torch import nn
 
 from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
-from sigma_fairseq.reparam import fuse, power_iteration, sigma_norms
+from sigma_fairseq.reparam import fuse, power_iteration, sigma_stacks
 
 
 class StableModel(BaseFairseqModel):
@@ -19,18 +20,33 @@ class StableModel(BaseFairseqModel):
     def scale_gamma_learning_rate(self, scale: float) -> None:
         """Multiplies the learning rate of every γ by `scale`, whatever the optimizer."""
         if scale != 1:
-            gammas = [norm.gamma for norm, _ in sigma_norms(self)]
+            gammas = [norm.gamma for norm, _ in sigma_stacks(self)]
             self._gamma_learning_rate = LearningRateScale(self, gammas, scale)
 
     def set_num_updates(self, num_updates: int) -> None:
-        """fairseq announces update `num_updates`, before each of its micro-batches."""
+        """fairseq announces update `num_updates`, before each of its micro-batches.
+
+        Raises:
+            ValueError: the weights are flattened (`--ddp-backend fully_sharded`).
+        """
         super().set_num_updates(num_updates)
         self._announced_update = num_updates
         if self.training and num_updates != self._iterated_update:
             if self._gamma_learning_rate is not None and self._iterated_update is not None:
                 self._gamma_learning_rate.check_applied()
+            if self._iterated_update is None:
+                self._check_whole()
             power_iteration(self)
             self._iterated_update = num_updates
+
+    def _check_whole(self) -> None:
+        for norm, _ in sigma_stacks(self):
+            if not isinstance(norm.gamma, nn.Parameter):
+                raise ValueError(
+                    "--ddp-backend fully_sharded leaves --reparam sigma no whole weights between "
+                    "updates; allowed: pytorch_ddp, legacy_ddp; examples/fsdp.py shards by "
+                    "PyTorch's fully_shard"
+                )
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As fairseq's; u and v are then those of the state, due for their next iteration."""

@@ -241,7 +241,7 @@ class AttentionReader:
 
 
 def _has_qk_norm(attention: Attention) -> bool:
-    return isinstance(getattr(attention.module, "q_norm", None), nn.LayerNorm)
+    return bool(getattr(attention.module, "qk_norm", False))
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:

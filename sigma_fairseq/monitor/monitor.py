@@ -250,7 +250,7 @@ class Monitor:
         values, self._record = self._record, None
         record = np.zeros((), self.dtype)
         for field, value in (values | self._attention_figures()).items():
-            record[field] = value.cpu().numpy() if isinstance(value, Tensor) else value
+            record[field] = value.double().cpu().numpy() if isinstance(value, Tensor) else value
         self._on_sample(record)
 
     def _attention_figures(self) -> dict[str, Tensor]:

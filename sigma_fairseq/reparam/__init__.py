@@ -14,7 +14,7 @@ from sigma_fairseq.reparam.effective_weight import effective_weight, spectral_no
 from sigma_fairseq.reparam.layer_weights import LayerWeights, Pack
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
 from sigma_fairseq.reparam.power_iteration import power_iteration
-from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms
+from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms, sigma_stacks
 from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "power_iteration",
     "reparameterize",
     "sigma_norms",
+    "sigma_stacks",
     "spectral_norm_estimate",
 ]

@@ -1,21 +1,25 @@
 """Refreshes σ, u and v of a whole model, in batches of weights of equal shape."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32
 from sigma_fairseq.reparam.layer_weights import Batch, LayerWeights
-from sigma_fairseq.reparam.sigma_norm import SigmaNorm, sigma_norms
+from sigma_fairseq.reparam.sigma_norm import SigmaNorm, Stack, sigma_stacks
 
 #: What a subspace keeps of itself in a step, so that it outlives a time of zero weights.
 KEPT = 1e-16
 #: By what share the squared lengths of a subspace's images are taken for longer.
 DEPENDENT = 1e-6
 
-#: By short and long side.
-_Members = dict[tuple[int, int], list[tuple[SigmaNorm, list[Tensor]]]]
+#: How many sharded weights are gathered at a time.
+GATHERED = 16
+
+#: By shape and whether they are sharded: groups of weights.
+_ByShape = dict[Any, list[list[tuple[SigmaNorm, Stack]]]]
 
 
 class _EqualShapes:
@@ -23,8 +27,7 @@ class _EqualShapes:
 
     Attributes:
         norms: whose matrices they are.
-        matrices: (n, rows, columns), rows ≥ columns.
-        u, v: leading singular vectors, (n, rows) and (n, columns).
+        u, v: leading singular vectors, (n, rows) and (n, columns), rows ≥ columns.
         sigma: uᵀWv, (n, 1, 1).
     """
 
@@ -32,14 +35,19 @@ class _EqualShapes:
     v: Tensor
     sigma: Tensor
 
-    def __init__(self, members: Sequence[tuple[SigmaNorm, list[Tensor]]]) -> None:
+    def __init__(self, members: Sequence[tuple[SigmaNorm, Stack]]) -> None:
         self.norms = [norm for norm, _ in members]
+        self.stacks = [stack for _, stack in members]
         self.wide = [len(norm.u) < len(norm.v) for norm in self.norms]
+
+    def matrices(self) -> Tensor:
+        """The weights, in fp32 or wider, (n, rows, columns)."""
         blocks: list[Tensor] = []
-        for (_, stack), wide in zip(members, self.wide, strict=True):
-            blocks += [torch.cat(stack).mT if len(stack) > 1 else stack[0].mT] if wide else stack
+        for stack, wide in zip(self.stacks, self.wide, strict=True):
+            parts = stack.read()
+            blocks += [torch.cat(parts).mT if len(parts) > 1 else parts[0].mT] if wide else parts
         flat = at_least_fp32(torch.cat(blocks))
-        self.matrices = flat.view(len(self.norms), -1, flat.shape[1])
+        return flat.view(len(self.norms), -1, flat.shape[1])
 
     def buffers(self) -> tuple[list[Tensor], list[Tensor]]:
         """The norms' own u and v, exchanged where a matrix is transposed."""
@@ -50,8 +58,9 @@ class _EqualShapes:
     def multiply(self) -> tuple[Tensor, Tensor]:
         """The subspaces times Wᵀ and times WᵀW, (n, dimension, rows) and (…, columns)."""
         subspace = torch.stack([norm.subspace for norm in self.norms])
-        images = torch.bmm(subspace, self.matrices.mT)
-        backs = torch.baddbmm(subspace, images, self.matrices, beta=KEPT)
+        matrices = self.matrices()
+        images = torch.bmm(subspace, matrices.mT)
+        backs = torch.baddbmm(subspace, images, matrices, beta=KEPT)
         return images, backs
 
     def handed(self, run: slice, scale: Tensor, scaled_u: Tensor) -> Batch:
@@ -156,15 +165,18 @@ def power_iteration(model: nn.Module, steps: int = 1) -> None:
     ordered = [norm for layer in layers for norm in layer.norms]
     place = {id(norm): number for number, norm in enumerate(ordered)}
     # A layer's next to each other: what it is handed are then slices.
-    found = sorted(sigma_norms(model), key=lambda item: place.get(id(item[0]), len(place)))
-    kinds: dict[tuple[torch.device, torch.dtype], _Members] = {}
+    found = sorted(sigma_stacks(model), key=lambda item: place.get(id(item[0]), len(place)))
+    kinds: dict[tuple[torch.device, torch.dtype], _ByShape] = {}
     for norm, stack in found:
         by_shape = kinds.setdefault((norm.u.device, norm.u.dtype), {})
-        short, long = sorted((len(norm.u), len(norm.v)))
-        by_shape.setdefault((short, long), []).append((norm, stack))
+        shape = min(norm.u.shape, norm.v.shape), max(norm.u.shape, norm.v.shape)
+        alike = by_shape.setdefault((shape, stack.sharded), [[]])
+        if stack.sharded and len(alike[-1]) == GATHERED:
+            alike.append([])
+        alike[-1].append((norm, stack))
     for (device, _), by_shape in kinds.items():
         with torch.autocast(device_type=device.type, enabled=False):
-            groups = [_EqualShapes(members) for members in by_shape.values()]
+            groups = [_EqualShapes(members) for alike in by_shape.values() for members in alike]
             for _ in range(steps):
                 _iterate(groups)
             here = [layer for layer in layers if layer.norms[0].u.device == device]

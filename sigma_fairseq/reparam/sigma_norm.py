@@ -1,7 +1,8 @@
 """σReparam as a `torch.nn.utils.parametrize` parametrization: `.weight` reads Ŵ, never W."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +149,14 @@ class JointMember(nn.Module):
 
 
 def original(module: nn.Module, name: str) -> Tensor:
-    """The tensor W behind the parametrized `module.name`."""
-    parametrizations = cast(Any, module).parametrizations
-    return cast(Tensor, parametrizations[name].original)
+    """The tensor W behind the parametrized `module.name`, gathered where it is sharded."""
+    weight = cast(Any, module).parametrizations[name].original
+    return cast(Tensor, weight.full_tensor() if _is_sharded(weight) else weight)
+
+
+def _is_sharded(weight: Any) -> bool:
+    # A DTensor, to import which only to ask would take a third of a second.
+    return hasattr(weight, "full_tensor")
 
 
 def reparameterize(*members: tuple[nn.Module, str], gamma: Gamma = "one") -> None:
@@ -172,19 +178,50 @@ def reparameterize(*members: tuple[nn.Module, str], gamma: Gamma = "one") -> Non
         parametrize.register_parametrization(module, name, member, unsafe=True)
 
 
-def sigma_norms(model: nn.Module) -> Iterator[tuple[SigmaNorm, list[Tensor]]]:
-    """Every `SigmaNorm` in `model` with the row blocks of its W, each (rows, columns)."""
+class Stack(NamedTuple):
+    """Where the row blocks of a matrix are.
+
+    Attributes:
+        members: (module, name of the tensor in it) of each.
+        rows: those of the tensor that are the matrix's; None for all.
+    """
+
+    members: tuple[tuple[nn.Module, str], ...]
+    rows: slice | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of it only, as after `fully_shard`."""
+        module, name = self.members[0]
+        return _is_sharded(cast(Any, module).parametrizations[name].original)
+
+    def read(self) -> list[Tensor]:
+        """The blocks, each (rows, columns); of a sharded one, in all processes at a time."""
+        matrices = [as_matrix(original(module, name)) for module, name in self.members]
+        return matrices if self.rows is None else [matrix[self.rows] for matrix in matrices]
+
+
+def sigma_stacks(model: nn.Module) -> Iterator[tuple[SigmaNorm, Stack]]:
+    """Every `SigmaNorm` in `model` with the place of its W."""
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             continue
-        for parametrization in cast(Any, module).parametrizations.values():
+        for name, parametrization in cast(Any, module).parametrizations.items():
             first = parametrization[0]
             if isinstance(first, SigmaNorm):
-                yield first, [as_matrix(parametrization.original)]
+                yield first, Stack(((module, name),))
             elif isinstance(first, RowBlocks):
-                for norm, block in zip(
-                    first, parametrization.original.split(first.rows), strict=True
-                ):
-                    yield cast(SigmaNorm, norm), [block]
+                ends = accumulate(first.rows)
+                for norm, end, count in zip(first, ends, first.rows, strict=True):
+                    yield cast(SigmaNorm, norm), Stack(((module, name),), slice(end - count, end))
             elif isinstance(first, JointMember) and first.index == 0:
-                yield first.norm, first.stack()
+                yield first.norm, Stack(first.members)
+
+
+def sigma_norms(model: nn.Module) -> Iterator[tuple[SigmaNorm, list[Tensor]]]:
+    """Every `SigmaNorm` in `model` with the row blocks of its W, each (rows, columns).
+
+    Weights that are sharded are gathered, one after the other; all processes have to take part.
+    """
+    for norm, stack in sigma_stacks(model):
+        yield norm, stack.read()

@@ -558,3 +558,19 @@ def test_sigma_reparam_starts_from_fairseqs_weights(build_lm: Callable[..., Any]
         drawn = "embeddings" not in name or name.endswith(".1.weight")
         if drawn and name.endswith("weight"):
             assert 0.5e-3 < small[name].std().item() < 1.5e-3, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(build_lm: Callable[..., Any], dtype: torch.dtype) -> None:
+    """As under --amp, where fairseq's adaptive input by itself writes halves into fp32."""
+    torch.manual_seed(0)
+    model = build_lm(NOLN, **SHALLOW)
+    model.set_num_updates(1)
+    batch = sample()
+    expected = adaptive_loss(model, batch).sum()
+    with torch.autocast("cpu", dtype):
+        loss = adaptive_loss(model, batch).sum()
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    assert all(norm.gamma.grad is not None for norm, _ in sigma_norms(model))

@@ -430,3 +430,13 @@ def test_checkpoints_of_an_intervention_load_with_their_own_temperature(
         assert isinstance(attention.q_norm, nn.LayerNorm)
         scales.append(attention.dot_product.scale * attention.head_dim**0.5)
     assert scales == pytest.approx([1, 1, 10])
+
+
+def test_flattened_weights_are_refused(build: Callable[..., Any]) -> None:
+    """As under --ddp-backend fully_sharded, whose wrapper flattens what it holds."""
+    flatten = pytest.importorskip("fairscale.nn.misc").FlattenParamsWrapper
+    plain = flatten(build("transformer_postln_6l", **SHALLOW))
+    plain.module.set_num_updates(1)
+    sharded = flatten(build("transformer_reparam_deepnorm_6l", **SHALLOW))
+    with pytest.raises(ValueError, match=r"--ddp-backend fully_sharded .* examples/fsdp\.py"):
+        sharded.module.set_num_updates(1)

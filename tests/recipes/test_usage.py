@@ -15,7 +15,7 @@ def test_recipes_have_the_same_three_scripts_and_a_readme() -> None:
     assert len(recipes) >= 5
     for recipe in recipes:
         scripts = {path.name for path in recipe.glob("*.sh")}
-        assert scripts == {"prepare.sh", "train.sh", "evaluate.sh"}
+        assert scripts - {"slurm.sh"} == {"prepare.sh", "train.sh", "evaluate.sh"}
         assert (recipe / "README.md").is_file()
 
 

@@ -15,7 +15,7 @@ class StableModel(BaseFairseqModel):
 
     _gamma_learning_rate: LearningRateScale | None = None
     _iterated_update: int | None = None
-    _announced_update: int = 0
+    announced_update: int = 0
 
     def scale_gamma_learning_rate(self, scale: float) -> None:
         """Multiplies the learning rate of every γ by `scale`, whatever the optimizer."""
@@ -30,7 +30,7 @@ class StableModel(BaseFairseqModel):
             ValueError: the weights are flattened (`--ddp-backend fully_sharded`).
         """
         super().set_num_updates(num_updates)
-        self._announced_update = num_updates
+        self.announced_update = num_updates
         if self.training and num_updates != self._iterated_update:
             if self._gamma_learning_rate is not None and self._iterated_update is not None:
                 self._gamma_learning_rate.check_applied()
@@ -54,7 +54,7 @@ class StableModel(BaseFairseqModel):
         # fairseq announces the update it resumes from before it loads: that did not count.
         self._iterated_update = None
         # And it is one ahead of the last that the state was trained at, whose temperature holds.
-        super().set_num_updates(max(self._announced_update - 1, 0))
+        super().set_num_updates(max(self.announced_update - 1, 0))
         return result
 
     def make_generation_fast_(self, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far σ is from the truth over a training: every weight against an SVD.
 
-    sigma_error.py --every 10 fairseq-train DATA --user-dir sigma_fairseq --arch ... --max-update 500
+    sigma_error.py --every 10 fairseq-train DATA --user-dir sigma_fairseq --arch ARCH ...
 
 Runs the training as it is and, every so many updates, compares the σ that the forward pass is about
 to use with the largest singular value of W in float64. At the end it prints the median, 90th and

@@ -105,25 +105,26 @@ class LayerWeights(nn.Module):
         self.packs = tuple(packs)
         linears = [linear for pack in packs for linear in pack.linears]
         self._chains = tuple(cast(Any, linear).parametrizations["weight"] for linear in linears)
-        norms: dict[int, tuple[SigmaNorm, int]] = {}  # with the number of rows
-        for linear, chain in zip(linears, self._chains, strict=True):
-            norm = _norm(chain)
-            norms[id(norm)] = norm, norms.get(id(norm), (norm, 0))[1] + linear.out_features
+        norms = [_norm(chain) for chain in self._chains]
         # In a tuple: as children they would be in the state twice.
-        self.norms = tuple(norm for norm, _ in norms.values())
+        self.norms = tuple(dict.fromkeys(norms))
+        self._owners = [self.norms.index(norm) for norm in norms]
+        rows = [0] * len(self.norms)
+        for linear, owner in zip(linears, self._owners, strict=True):
+            rows[owner] += linear.out_features
+        shapes = [(count, len(norm.v)) for count, norm in zip(rows, self.norms, strict=True)]
         #: (number, rows, columns) of consecutive matrices of equal shape
-        shapes = [(rows, len(norm.v)) for norm, rows in norms.values()]
         self.shapes = [(len(list(run)), *shape) for shape, run in groupby(shapes)]
         self.width = gcd(*(columns for _, columns in shapes))
-        lines = [rows * columns // self.width for rows, columns in shapes]
+        lines = [count * columns // self.width for count, columns in shapes]
         self.lines = [x.out_features * x.in_features // self.width for x in linears]
         each = iter(self.lines)
         self.pack_lines = [sum(next(each) for _ in pack.names) for pack in packs]
         self.pack_columns = [pack.linears[0].in_features for pack in packs]
         # Sums what each line of the flat weights contributes over the lines of its matrix.
         sums = torch.zeros(len(lines), sum(lines))
-        for row, end, count in zip(sums, accumulate(lines), lines, strict=True):
-            row[end - count : end] = 1
+        for row, end, length in zip(sums, accumulate(lines), lines, strict=True):
+            row[end - length : end] = 1
         self.sums: Tensor
         self.register_buffer("sums", sums, persistent=False)
         self._prepared: tuple[list[Batch], list[tuple[int, int]]] = ([], [])
@@ -192,17 +193,16 @@ class LayerWeights(nn.Module):
 
     def plain(self, gammas: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """What the node gives, from one node a weight, which can be differentiated twice."""
-        stacks: dict[int, list[Tensor]] = {}
+        stacks: list[list[Tensor]] = [[] for _ in self.norms]
         places = []
-        for chain, weight in zip(self._chains, weights, strict=True):
-            norm = _norm(chain)
-            stack = stacks.setdefault(id(norm), [])
-            places.append((norm, stack, len(stack)))
-            stack.append(weight)
-        gamma_of = dict(zip(map(id, self.norms), gammas, strict=True))
+        for owner, weight in zip(self._owners, weights, strict=True):
+            places.append((owner, len(stacks[owner])))
+            stacks[owner].append(weight)
         effective = [
-            effective_weight(gamma_of[id(norm)], norm.u, norm.v, stack, index)
-            for norm, stack, index in places
+            effective_weight(
+                gammas[owner], self.norms[owner].u, self.norms[owner].v, stacks[owner], index
+            )
+            for owner, index in places
         ]
         each = iter(effective)
         return [_joined([next(each) for _ in pack.names]) for pack in self.packs]
@@ -236,18 +236,27 @@ class _Node(torch.autograd.Function):
             plain = layer.plain(gammas, weights)
             again = [grad.to(out.dtype) for grad, out in zip(grads, plain, strict=True)]
             return None, None, None, *torch.autograd.grad(plain, tensors, again, create_graph=True)
-        flat = layer.flat(grads)
-        lines = torch.bmm(flat.unsqueeze(1), layer.flat(weights).unsqueeze(2))  # (lines, 1, 1)
-        inner = (layer.sums.to(flat.dtype) @ lines.view(-1)).view(-1, 1, 1)  # ⟨G, W⟩ of each
-        numbers = [number for number, _, _ in layer.shapes]
-        grad_gammas = torch._foreach_div(inner.split(numbers), [batch.sigma for batch in batches])
-        pulls = torch._foreach_mul([batch.left for batch in batches], grad_gammas)
-        matrices = layer.matrices(flat)
-        torch._foreach_mul_(matrices, [batch.scale for batch in batches])
-        torch._foreach_addcmul_(matrices, pulls, [batch.right for batch in batches], value=-1)
+        with torch.autocast(grads[0].device.type, enabled=False):
+            grad_gammas, flat = _gradients(layer, batches, grads, weights)
         grad_weights = flat.to(weights[0].dtype).split(layer.lines)
         return (
             *(None, None, None),
-            *(gamma for batch in grad_gammas for gamma in batch.view(-1).unbind()),
+            *grad_gammas,
             *(grad.view(w.shape) for grad, w in zip(grad_weights, weights, strict=True)),
         )
+
+
+def _gradients(
+    layer: LayerWeights, batches: list[Batch], grads: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """∂L/∂γ of each matrix and ∂L/∂W of all, flat, of ∂L/∂Ŵ."""
+    numbers = [number for number, _, _ in layer.shapes]
+    flat = layer.flat(grads)
+    lines = torch.bmm(flat.unsqueeze(1), layer.flat(weights).unsqueeze(2))  # (lines, 1, 1)
+    inner = (layer.sums.to(flat.dtype) @ lines.view(-1)).view(-1, 1, 1)  # ⟨G, W⟩ of each
+    quotients = torch._foreach_div(inner.split(numbers), [batch.sigma for batch in batches])
+    pulls = torch._foreach_mul([batch.left for batch in batches], quotients)
+    matrices = layer.matrices(flat)
+    torch._foreach_mul_(matrices, [batch.scale for batch in batches])
+    torch._foreach_addcmul_(matrices, pulls, [batch.right for batch in batches], value=-1)
+    return [gamma for batch in quotients for gamma in batch.view(-1).unbind()], flat

@@ -12,9 +12,9 @@ from sigma_fairseq.reparam.sigma_norm import SigmaNorm, Stack, sigma_stacks
 
 #: What a subspace keeps of itself in a step, so that it outlives a time of zero weights.
 KEPT = 1e-16
-#: By what share the squared lengths of a subspace's images are taken for longer.
-DEPENDENT = 1e-6
-
+#: By what share vectors in a subspace's image are taken for less alike than they are: those that
+#: depend on each other would otherwise have no Cholesky factor. It is more than fp32 rounds by.
+DEPENDENT = 1e-5
 #: How many sharded weights are gathered at a time.
 GATHERED = 16
 
@@ -81,13 +81,13 @@ def _ritz(grams: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The combinations in rows, (n, dimension, dimension), and ‖cZ‖, rising, (n, dimension).
     """
-    diagonal = grams.diagonal(dim1=1, dim2=2)
-    # Rows that depend on each other would leave no Cholesky factor.
-    diagonal.mul_(1 + DEPENDENT).add_(EPSILON**2)
+    grams = grams * (1 - DEPENDENT)
+    grams.diagonal(dim1=1, dim2=2).mul_(1 / (1 - DEPENDENT)).add_(EPSILON**2)
     factor, _ = torch.linalg.cholesky_ex(grams)
     half = torch.linalg.solve_triangular(factor, images, upper=False)
     quotient = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    squares, vectors = torch.linalg.eigh(quotient)
+    # A training that has gone astray is told by its loss, not by a matrix that has no eigenvalues.
+    squares, vectors = torch.linalg.eigh(quotient.nan_to_num(0, 0, 0))
     rows = torch.linalg.solve_triangular(factor.mT, vectors, upper=True).mT
     return rows, squares.clamp(min=EPSILON**2).sqrt()
 

@@ -8,6 +8,8 @@ from torch import Tensor
 #: Size of the Krylov space. On Gaussian 512 × 512 matrices, whose leading singular values lie
 #: next to each other, σ comes out 1 to 2 % short; the power iteration of training does the rest.
 KRYLOV_STEPS = 8
+#: Vectors that power iteration keeps of a matrix.
+SUBSPACE = 16
 
 
 def random_vector(size: int, like: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         u (rows,) and v (columns,) as `leading_singular_vectors`, and a subspace of singular
         vectors, right ones or, of a matrix with more columns than rows, left ones: unit vectors in
-        rows, (`KRYLOV_STEPS`, min(rows, columns)), the leading one last and arbitrary ones in place
+        rows, (`SUBSPACE`, min(rows, columns)), the leading one last and arbitrary ones in place
         of those that a matrix of smaller rank does not have.
     """
     if matrix.shape[0] < matrix.shape[1]:
@@ -135,7 +137,7 @@ def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     u, _, v = _leading(vectors, images)
     generator = torch.Generator().manual_seed(0)
-    subspace = torch.randn(KRYLOV_STEPS, matrix.shape[1], generator=generator, dtype=matrix.dtype)
+    subspace = torch.randn(SUBSPACE, matrix.shape[1], generator=generator, dtype=matrix.dtype)
     subspace = subspace.to(matrix.device)
     found = vectors.mT[vectors.norm(dim=0) > 0.5]
     subspace[len(subspace) - len(found) :] = found

@@ -63,7 +63,7 @@ def compare(
     assert bool(nodes) == bool(list(sigma_norms(fast)))
     assert not [module for module in slow.modules() if isinstance(module, LayerWeights)]
     losses = [train(model, loss) for model in (fast, slow)]
-    assert len(set(losses[0])) > 2
+    assert len(set(losses[0])) > 1
     torch.testing.assert_close(*losses, rtol=1e-7, atol=1e-12)
     trained, wanted = (dict(model.named_parameters()) for model in (fast, slow))
     torch.testing.assert_close(trained, wanted, rtol=1e-5, atol=1e-8)
@@ -165,4 +165,4 @@ def test_power_iteration_takes_as_many_operations_at_any_depth(build: Callable[.
         with Count() as counter:
             model.set_num_updates(1)
         counts.append(counter.count)
-    assert counts[0] == counts[1] <= 32
+    assert counts[0] == counts[1] <= 34

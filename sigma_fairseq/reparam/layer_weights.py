@@ -37,15 +37,25 @@ class Pack:
         if self._handed is not None:
             return self._handed
         if self._frozen is not None:
-            return self._frozen[0]
+            return self._current()[0]
         return _joined([linear.weight for linear in self.linears])
 
     def bias(self) -> Tensor | None:
         """The layers' biases, (sum of their outputs,); None for layers without."""
         if self._frozen is not None:
-            return self._frozen[1]
+            return self._current()[1]
         biases = [linear.bias for linear in self.linears]
         return None if biases[0] is None else _joined(biases)
+
+    def _current(self) -> tuple[Tensor, Tensor | None]:
+        """What is frozen, anew where the model has been moved or cast since."""
+        assert self._frozen is not None
+        frozen, weight = self._frozen, self.linears[0].weight
+        if (frozen[0].device, frozen[0].dtype) != (weight.device, weight.dtype):
+            self._frozen = None
+            with torch.no_grad():
+                self._frozen = frozen = self.weight(), self.bias()
+        return frozen
 
     def hand(self, weight: Tensor | None) -> None:
         """Sets what `weight` reads, and each of the layers by itself; None ends that."""

@@ -176,6 +176,10 @@ def test_copies_and_fused_models_compute_the_same() -> None:
     torch.testing.assert_close(twin(x), expected)
     twin.pack.freeze()
     torch.testing.assert_close(twin(x), expected)
+    assert twin.pack.weight() is twin.pack.weight()
+    twin.float()  # as models from fairseq's hub are cast and moved, when they are frozen already
+    torch.testing.assert_close(twin(x.float()), expected.float())
+    assert twin.pack.weight().dtype == torch.float32
 
 
 class Count(TorchDispatchMode):

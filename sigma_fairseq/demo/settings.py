@@ -26,8 +26,7 @@ def _translation_methods() -> dict[str, dict[str, Any]]:
 
 def _speech_methods() -> dict[str, dict[str, Any]]:
     return {
-        # The smaller the weights, the larger their gradients, and clipping holds γ back, which takes
-        # plain steps. From 0.1, the default, it was chance whether 600 updates were enough.
+        # From 0.1, the default, rounding decided whether 600 updates were enough.
         "σReparam + post-LN": {
             "arch": "ctc_transformer_reparam_postln_36l",
             "reparam-init-std": 0.02,

@@ -7,13 +7,14 @@ from torch import nn
 
 from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
-from sigma_fairseq.reparam import fuse, power_iteration, sigma_stacks
+from sigma_fairseq.reparam import PowerIteration, fuse, sigma_stacks
 
 
 class StableModel(BaseFairseqModel):
     """A fairseq model whose linears may be reparameterized; mixed in before fairseq's class."""
 
     _gamma_learning_rate: LearningRateScale | None = None
+    _power_iteration: PowerIteration | None = None
     _iterated_update: int | None = None
     announced_update: int = 0
 
@@ -34,10 +35,16 @@ class StableModel(BaseFairseqModel):
         if self.training and num_updates != self._iterated_update:
             if self._gamma_learning_rate is not None and self._iterated_update is not None:
                 self._gamma_learning_rate.check_applied()
-            if self._iterated_update is None:
+            if self._power_iteration is None:
                 self._check_whole()
-            power_iteration(self)
+                self._power_iteration = PowerIteration(self)
+            self._power_iteration.step()
             self._iterated_update = num_updates
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # To another device or dtype, by which weights are grouped.
+        self._power_iteration = None
+        return super()._apply(*args, **kwargs)
 
     def _check_whole(self) -> None:
         for norm, _ in sigma_stacks(self):
@@ -61,6 +68,7 @@ class StableModel(BaseFairseqModel):
         """Fuses Ŵ into plain layers: generation costs what it costs without σReparam."""
         super().make_generation_fast_(**kwargs)
         fuse(self)
+        self._power_iteration = None
         for module in self.modules():
             if isinstance(module, Attention):
                 for pack in module.packs:

@@ -13,13 +13,14 @@ from sigma_fairseq.reparam.convert import convert, fuse
 from sigma_fairseq.reparam.effective_weight import effective_weight, spectral_norm_estimate
 from sigma_fairseq.reparam.layer_weights import LayerWeights, Pack
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
-from sigma_fairseq.reparam.power_iteration import power_iteration
+from sigma_fairseq.reparam.power_iteration import PowerIteration, power_iteration
 from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms, sigma_stacks
 from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
 
 __all__ = [
     "LayerWeights",
     "Pack",
+    "PowerIteration",
     "SigmaConv1d",
     "SigmaLinear",
     "SigmaNorm",

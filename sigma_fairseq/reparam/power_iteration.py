@@ -1,6 +1,7 @@
 """Refreshes σ, u and v of a whole model, in batches of weights of equal shape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class _EqualShapes:
         self.norms = [norm for norm, _ in members]
         self.stacks = [stack for _, stack in members]
         self.wide = [len(norm.u) < len(norm.v) for norm in self.norms]
+        #: Numbers of consecutive matrices that layers want to be told of together.
+        self.runs: list[int] = []
 
     def matrices(self) -> Tensor:
         """The weights, in fp32 or wider, (n, rows, columns)."""
@@ -63,12 +66,17 @@ class _EqualShapes:
         backs = torch.baddbmm(subspace, images, matrices, beta=KEPT)
         return images, backs
 
-    def handed(self, run: slice, scale: Tensor, scaled_u: Tensor) -> Batch:
-        """What `LayerWeights` is told of some of the matrices, all wide or none."""
-        left, right = scaled_u[run], self.v[run]
-        if self.wide[run.start]:
-            left, right = right, left
-        return Batch(self.sigma[run], scale[run], left.unsqueeze(2), right.unsqueeze(1))
+    def batches(self, scale: Tensor, scaled_u: Tensor) -> Iterator[Batch]:
+        """What `LayerWeights` are told, one run after the other, each all wide or none of it."""
+        rest = len(self.norms) - sum(self.runs)
+        ends = accumulate(self.runs)
+        parts = (
+            part.split([*self.runs, rest])
+            for part in (self.sigma, scale, scaled_u.unsqueeze(2), self.v.unsqueeze(2))
+        )
+        for end, sigma, factor, u, v in zip(ends, *parts, strict=False):
+            left, right = (v, u) if self.wide[end - 1] else (u, v)
+            yield Batch(sigma, factor, left, right.mT)
 
 
 def _ritz(grams: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,31 +128,72 @@ def _iterate(groups: Sequence[_EqualShapes]) -> None:
     torch._foreach_copy_(old, new)
 
 
-def _hand_out(layers: Sequence[LayerWeights], groups: Sequence[_EqualShapes]) -> None:
+class PowerIteration:
+    """`power_iteration` of one model, found out once and done at each update.
+
+    It holds until weights are converted, fused, or moved to another device or dtype.
+
+    Args:
+        model: any module; one without σReparam weights is left alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = [module for module in model.modules() if isinstance(module, LayerWeights)]
+        ordered = [norm for layer in layers for norm in layer.norms]
+        place = {id(norm): number for number, norm in enumerate(ordered)}
+        # A layer's next to each other: what it is told of are then runs.
+        found = sorted(sigma_stacks(model), key=lambda item: place.get(id(item[0]), len(place)))
+        kinds: dict[tuple[torch.device, torch.dtype], _ByShape] = {}
+        for norm, stack in found:
+            by_shape = kinds.setdefault((norm.u.device, norm.u.dtype), {})
+            shape = min(norm.u.shape, norm.v.shape), max(norm.u.shape, norm.v.shape)
+            alike = by_shape.setdefault((shape, stack.sharded), [[]])
+            if stack.sharded and len(alike[-1]) == GATHERED:
+                alike.append([])
+            alike[-1].append((norm, stack))
+        #: For each device: its groups, and layers with the group of each of their batches.
+        self._work: list[tuple[list[_EqualShapes], list[tuple[LayerWeights, list[int]]]]] = []
+        for by_shape in kinds.values():
+            groups = [_EqualShapes(members) for alike in by_shape.values() for members in alike]
+            group_of = {
+                id(norm): number for number, group in enumerate(groups) for norm in group.norms
+            }
+            here = [layer for layer in layers if id(layer.norms[0]) in group_of]
+            told = []
+            for layer in here:
+                firsts = accumulate((count for count, _, _ in layer.shapes[:-1]), initial=0)
+                numbers = [group_of[id(layer.norms[first])] for first in firsts]
+                for number, (count, _, _) in zip(numbers, layer.shapes, strict=True):
+                    groups[number].runs.append(count)
+                told.append((layer, numbers))
+            self._work.append((groups, told))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step, after which layers know σ of their weights."""
+        for groups, told in self._work:
+            with torch.autocast(device_type=groups[0].norms[0].u.device.type, enabled=False):
+                _iterate(groups)
+                if told:
+                    _tell(groups, told)
+
+
+def _tell(
+    groups: Sequence[_EqualShapes], told: Sequence[tuple[LayerWeights, Sequence[int]]]
+) -> None:
     """Tells layers what holds for their weights."""
     gammas = torch.stack([norm.gamma for group in groups for norm in group.norms]).view(-1, 1, 1)
     scales = torch._foreach_div(
         gammas.split([len(group.norms) for group in groups]), [group.sigma for group in groups]
     )
     scaled_u = torch._foreach_mul([group.u for group in groups], [scale[:, 0] for scale in scales])
-    place = {
-        id(norm): (number, index)
-        for number, group in enumerate(groups)
-        for index, norm in enumerate(group.norms)
-    }
-    for layer in layers:
-        batches = []
-        norms = iter(layer.norms)
-        for count, _, _ in layer.shapes:
-            number, start = place[id(next(norms))]
-            for _ in range(count - 1):
-                next(norms)
-            run = slice(start, start + count)
-            batches.append(groups[number].handed(run, scales[number], scaled_u[number]))
-        layer.prepare(batches)
+    batches = [
+        group.batches(scale, u) for group, scale, u in zip(groups, scales, scaled_u, strict=True)
+    ]
+    for layer, numbers in told:
+        layer.prepare([next(batches[number]) for number in numbers])
 
 
-@torch.no_grad()
 def power_iteration(model: nn.Module, steps: int = 1) -> None:
     """Refreshes u and v of every σReparam weight by a step of block power iteration.
 
@@ -159,26 +208,8 @@ def power_iteration(model: nn.Module, steps: int = 1) -> None:
 
     Args:
         model: any module; one without σReparam weights is left alone.
-        steps: iterations, at least one; the paper uses one an update.
+        steps: iterations; the paper uses one an update.
     """
-    layers = [module for module in model.modules() if isinstance(module, LayerWeights)]
-    ordered = [norm for layer in layers for norm in layer.norms]
-    place = {id(norm): number for number, norm in enumerate(ordered)}
-    # A layer's next to each other: what it is handed are then slices.
-    found = sorted(sigma_stacks(model), key=lambda item: place.get(id(item[0]), len(place)))
-    kinds: dict[tuple[torch.device, torch.dtype], _ByShape] = {}
-    for norm, stack in found:
-        by_shape = kinds.setdefault((norm.u.device, norm.u.dtype), {})
-        shape = min(norm.u.shape, norm.v.shape), max(norm.u.shape, norm.v.shape)
-        alike = by_shape.setdefault((shape, stack.sharded), [[]])
-        if stack.sharded and len(alike[-1]) == GATHERED:
-            alike.append([])
-        alike[-1].append((norm, stack))
-    for (device, _), by_shape in kinds.items():
-        with torch.autocast(device_type=device.type, enabled=False):
-            groups = [_EqualShapes(members) for alike in by_shape.values() for members in alike]
-            for _ in range(steps):
-                _iterate(groups)
-            here = [layer for layer in layers if layer.norms[0].u.device == device]
-            if here:
-                _hand_out(here, groups)
+    iteration = PowerIteration(model)
+    for _ in range(steps):
+        iteration.step()

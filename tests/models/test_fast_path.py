@@ -166,3 +166,25 @@ def test_power_iteration_takes_as_many_operations_at_any_depth(build: Callable[.
             model.set_num_updates(1)
         counts.append(counter.count)
     assert counts[0] == counts[1] <= 34
+
+
+@pytest.mark.parametrize("cast", ["half", "double", "fuse"])
+def test_power_iteration_is_found_out_anew(build: Callable[..., Any], cast: str) -> None:
+    """Which weights there are, and of what type, is remembered from one update to the next."""
+    model = build("transformer_reparam_postln_6l", **SHALLOW)
+    model.set_num_updates(1)
+    if cast == "fuse":
+        model.make_generation_fast_()
+        model.set_num_updates(2)
+        assert not list(sigma_norms(model))
+        return
+    getattr(model, cast)()
+    with torch.no_grad():
+        for _, stack in sigma_norms(model):
+            for matrix in stack:
+                matrix.mul_(3)
+    for update in range(2, 6):
+        model.set_num_updates(update)
+    for norm, stack in sigma_norms(model):
+        exact = torch.linalg.matrix_norm(torch.cat(stack).double(), 2)
+        torch.testing.assert_close(norm.sigma(*stack).double(), exact, rtol=0.01, atol=0)

@@ -14,6 +14,7 @@ import pytest
 from fairseq import models
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigma_fairseq
 from sigma_fairseq.speech.dictionary import LetterDictionary
@@ -51,6 +52,24 @@ def build(task: SimpleNamespace) -> Callable[..., Any]:
         return models.build_model(OmegaConf.create({"model": model}).model, task)
 
     return build_model
+
+
+class CountOperations(TorchDispatchMode):
+    """The ATen operations dispatched inside it, by name, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return len(self.names)
 
 
 SpeechBuilder = Callable[..., Any]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_fairseq.reparam import LayerWeights, sigma_norms
+from tests.conftest import CountOperations
 
 PAD = 1
 SHALLOW = {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
@@ -128,22 +128,10 @@ def test_language_model(build_lm: Callable[..., Any], task: Any) -> None:
     compare(build_lm, name, loss, decoder_layers=2, **still)
 
 
-class Count(TorchDispatchMode):
-    """ATen operations below autograd, views left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
 def operations(model: Any) -> int:
     """Of one forward and backward pass."""
     model.train().set_num_updates(1)
-    with Count() as counter:
+    with CountOperations() as counter:
         translation_loss(model).backward()
     return counter.count
 
@@ -162,7 +150,7 @@ def test_power_iteration_takes_as_many_operations_at_any_depth(build: Callable[.
     for depth in (1, 5):
         options = {"encoder_layers": depth, "decoder_layers": depth}
         model = build("transformer_reparam_postln_6l", **options)
-        with Count() as counter:
+        with CountOperations() as counter:
             model.set_num_updates(1)
         counts.append(counter.count)
     assert counts[0] == counts[1] <= 34

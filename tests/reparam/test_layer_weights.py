@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_fairseq.reparam import LayerWeights, Pack, convert, fuse, power_iteration, sigma_norms
+from tests.conftest import CountOperations
 
 GROUPINGS = ["separate", "qk", "qkv"]
 
@@ -182,26 +182,15 @@ def test_copies_and_fused_models_compute_the_same() -> None:
     assert twin.pack.weight().dtype == torch.float32
 
 
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_operations_of_a_layer() -> None:
     module = block()
     power_iteration(module)
     assert module.layer_weights is not None
-    with Count() as forward, module.layer_weights.handed_out():
+    with CountOperations() as forward, module.layer_weights.handed_out():
         singles = [getattr(module, name).weight for name in ("out_proj", "fc1", "fc2")]
         weights = [module.pack.weight(), *singles]
     grads = [torch.ones_like(weight) for weight in weights]
-    with Count() as backward:
+    with CountOperations() as backward:
         torch.autograd.backward(weights, grads)
     assert len(forward.names) == 2, forward.names
     assert len(backward.names) == 8, backward.names

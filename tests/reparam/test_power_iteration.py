@@ -1,11 +1,8 @@
 """σ and its singular vectors against a full SVD, and what power iteration costs."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_fairseq.reparam import (
     SigmaConv1d,
@@ -15,18 +12,7 @@ from sigma_fairseq.reparam import (
     power_iteration,
     sigma_norms,
 )
-
-
-class CountOperations(TorchDispatchMode):
-    """Counts the ATen operations dispatched inside it, views left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
+from tests.conftest import CountOperations
 
 
 def exact_sigma(matrix: Tensor) -> float:

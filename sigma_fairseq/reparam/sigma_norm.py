@@ -86,6 +86,17 @@ class SigmaNorm(nn.Module):
             return self.handed
         return self.effective([as_matrix(weight)]).view_as(weight)
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if prefix + "v" in state_dict and prefix + "subspace" not in state_dict:
+            # A checkpoint from when power iteration had one vector: the others start as they are.
+            sides = state_dict[prefix + "u"], state_dict[prefix + "v"]
+            subspace = self.subspace.clone()
+            subspace[-1] = min(sides[::-1], key=len)
+            state_dict[prefix + "subspace"] = subspace
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaNorm":
         # `model.half()` and `.bfloat16()` arrive here: follow the device, not the narrower dtype.
         def keep_fp32(tensor: Tensor) -> Tensor:

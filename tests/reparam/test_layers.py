@@ -108,3 +108,16 @@ def test_state_holds_gamma_and_vectors_and_loads_strictly() -> None:
         other.load_state_dict(missing)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*sigma"):
         other.load_state_dict({**state, "sigma": torch.ones(())})
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_a_state_of_one_vector_a_weight_is_taken_up(shape: tuple[int, int]) -> None:
+    """As power iteration had, up to commit 9067373."""
+    layer, other = SigmaLinear(*shape), SigmaLinear(*shape)
+    power_iteration(layer, steps=20)
+    old = {key: value for key, value in layer.state_dict().items() if "subspace" not in key}
+    other.load_state_dict(old)
+    assert not [key for key in old if "subspace" in key]
+    assert torch.equal(layer.weight, other.weight)
+    power_iteration(other)
+    torch.testing.assert_close(layer.weight, other.weight, rtol=1e-4, atol=1e-6)

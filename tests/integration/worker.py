@@ -32,7 +32,10 @@ def main() -> None:
         losses = train(trainer, updates)
         vectors = [(norm.u, norm.v) for norm, _ in sigma_norms(trainer.get_model())]
         torch.save((losses, examples, vectors), folder / f"{family}-{rank}.pt")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    # fairseq holds on to the process group, and an interpreter that ended before the threads of it
+    # was seen to abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,11 @@ class _StableLayer(nn.Module):
     @property
     def _fast(self) -> bool:
         """Whether weights are read apart from their modules, which hooks on these would not see."""
-        xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
-        return not (self.cfg.no_fast_path or xformers or self.cfg.quant_noise.pq > 0)
+        return not (self.cfg.no_fast_path or self._xformers or self.cfg.quant_noise.pq > 0)
+
+    @property
+    def _xformers(self) -> bool:
+        return bool(self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As fairseq's, with all effective weights from one autograd node."""
@@ -114,10 +117,9 @@ class _StableLayer(nn.Module):
         `beta` and `unit` name the linears whose Xavier gain is β or 1 under DeepNorm.
         """
         std = self.cfg.reparam_init_std
-        xformers = self.cfg.encoder.xformers_att_config or self.cfg.decoder.xformers_att_config
         # Drawing fairseq's weights only to draw them anew costs as much again; but xFormers'
         # attention may have parameters of its own to draw.
-        with _SkipDraws() if std is not None and not xformers else nullcontext():
+        with _SkipDraws() if std is not None and not self._xformers else nullcontext():
             module = build(*args, **kwargs)
         gains = dict.fromkeys(beta, self.deepnorm.beta if self.deepnorm else 1.0)
         gains.update(dict.fromkeys(unit, 1.0))

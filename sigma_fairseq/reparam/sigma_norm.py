@@ -106,6 +106,40 @@ class SigmaNorm(nn.Module):
         return cast("SigmaNorm", super()._apply(keep_fp32, recurse))
 
 
+def original(module: nn.Module, name: str) -> Tensor:
+    """The tensor W behind the parametrized `module.name`, gathered where it is sharded."""
+    weight = cast(Any, module).parametrizations[name].original
+    return cast(Tensor, weight.full_tensor() if _is_sharded(weight) else weight)
+
+
+def _is_sharded(weight: Any) -> bool:
+    # A DTensor, to import which only to ask would take a third of a second.
+    return hasattr(weight, "full_tensor")
+
+
+class Stack(NamedTuple):
+    """Where the row blocks of a matrix are.
+
+    Attributes:
+        members: (module, name of the tensor in it) of each.
+        rows: those of the tensor that are the matrix's; None for all.
+    """
+
+    members: tuple[tuple[nn.Module, str], ...]
+    rows: slice | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of it only, as after `fully_shard`."""
+        module, name = self.members[0]
+        return _is_sharded(cast(Any, module).parametrizations[name].original)
+
+    def read(self) -> list[Tensor]:
+        """The blocks, each (rows, columns); of a sharded one, in all processes at a time."""
+        matrices = [as_matrix(original(module, name)) for module, name in self.members]
+        return matrices if self.rows is None else [matrix[self.rows] for matrix in matrices]
+
+
 class RowBlocks(nn.ModuleList):
     """A packed matrix whose row blocks have a σ and a γ each, as in `nn.MultiheadAttention`.
 
@@ -142,32 +176,17 @@ class JointMember(nn.Module):
         super().__init__()
         self.index = index
         # In tuples, because registering a sibling as a child would repeat it in the state.
-        self.members = tuple(members)
+        self.stack = Stack(tuple(members))
         self.shared = (norm,)
         self.handed: Tensor | None = None
         if index == 0:
             self.norm = norm
 
-    def stack(self) -> list[Tensor]:
-        """The members' own weights, as matrices."""
-        return [as_matrix(original(module, name)) for module, name in self.members]
-
     def forward(self, weight: Tensor) -> Tensor:
         """W of this member → its Ŵ, of the same shape and dtype."""
         if self.handed is not None:
             return self.handed
-        return self.shared[0].effective(self.stack(), self.index).view_as(weight)
-
-
-def original(module: nn.Module, name: str) -> Tensor:
-    """The tensor W behind the parametrized `module.name`, gathered where it is sharded."""
-    weight = cast(Any, module).parametrizations[name].original
-    return cast(Tensor, weight.full_tensor() if _is_sharded(weight) else weight)
-
-
-def _is_sharded(weight: Any) -> bool:
-    # A DTensor, to import which only to ask would take a third of a second.
-    return hasattr(weight, "full_tensor")
+        return self.shared[0].effective(self.stack.read(), self.index).view_as(weight)
 
 
 def reparameterize(*members: tuple[nn.Module, str], gamma: Gamma = "one") -> None:
@@ -189,29 +208,6 @@ def reparameterize(*members: tuple[nn.Module, str], gamma: Gamma = "one") -> Non
         parametrize.register_parametrization(module, name, member, unsafe=True)
 
 
-class Stack(NamedTuple):
-    """Where the row blocks of a matrix are.
-
-    Attributes:
-        members: (module, name of the tensor in it) of each.
-        rows: those of the tensor that are the matrix's; None for all.
-    """
-
-    members: tuple[tuple[nn.Module, str], ...]
-    rows: slice | None = None
-
-    @property
-    def sharded(self) -> bool:
-        """Whether each process has a part of it only, as after `fully_shard`."""
-        module, name = self.members[0]
-        return _is_sharded(cast(Any, module).parametrizations[name].original)
-
-    def read(self) -> list[Tensor]:
-        """The blocks, each (rows, columns); of a sharded one, in all processes at a time."""
-        matrices = [as_matrix(original(module, name)) for module, name in self.members]
-        return matrices if self.rows is None else [matrix[self.rows] for matrix in matrices]
-
-
 def sigma_stacks(model: nn.Module) -> Iterator[tuple[SigmaNorm, Stack]]:
     """Every `SigmaNorm` in `model` with the place of its W."""
     for module in model.modules():
@@ -226,7 +222,7 @@ def sigma_stacks(model: nn.Module) -> Iterator[tuple[SigmaNorm, Stack]]:
                 for norm, end, count in zip(first, ends, first.rows, strict=True):
                     yield cast(SigmaNorm, norm), Stack(((module, name),), slice(end - count, end))
             elif isinstance(first, JointMember) and first.index == 0:
-                yield first.norm, Stack(first.members)
+                yield first.norm, first.stack
 
 
 def sigma_norms(model: nn.Module) -> Iterator[tuple[SigmaNorm, list[Tensor]]]:

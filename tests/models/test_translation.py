@@ -434,7 +434,9 @@ def test_checkpoints_of_an_intervention_load_with_their_own_temperature(
 
 def test_flattened_weights_are_refused(build: Callable[..., Any]) -> None:
     """As under --ddp-backend fully_sharded, whose wrapper flattens what it holds."""
-    flatten = pytest.importorskip("fairscale.nn.misc").FlattenParamsWrapper
+    flatten = pytest.importorskip(
+        "fairscale.nn.misc", reason="needs fairscale, of the torchscale extra"
+    ).FlattenParamsWrapper
     plain = flatten(build("transformer_postln_6l", **SHALLOW))
     plain.module.set_num_updates(1)
     sharded = flatten(build("transformer_reparam_deepnorm_6l", **SHALLOW))

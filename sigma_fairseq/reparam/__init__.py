@@ -15,7 +15,7 @@ from sigma_fairseq.reparam.layer_weights import LayerWeights, Pack
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
 from sigma_fairseq.reparam.power_iteration import PowerIteration, power_iteration
 from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms, sigma_stacks
-from sigma_fairseq.reparam.singular_vectors import leading_singular_vectors
+from sigma_fairseq.reparam.singular_vectors import leading_singular_subspace
 
 __all__ = [
     "LayerWeights",
@@ -27,7 +27,7 @@ __all__ = [
     "convert",
     "effective_weight",
     "fuse",
-    "leading_singular_vectors",
+    "leading_singular_subspace",
     "power_iteration",
     "reparameterize",
     "sigma_norms",

@@ -95,27 +95,6 @@ def _leading(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u.squeeze(-1), torch.linalg.vector_norm(leading, dim=(-2, -1)), v.squeeze(-1)
 
 
-def _start(matrix: Tensor) -> Tensor:
-    return matrix.mT @ random_vector(matrix.shape[-2], matrix)
-
-
-@torch.no_grad()
-def leading_singular_vectors(matrix: Tensor, steps: int = KRYLOV_STEPS) -> tuple[Tensor, Tensor]:
-    """Estimates the leading singular vectors of matrices, see `leading_singular_triplet`.
-
-    Args:
-        matrix: W, (..., rows, columns), fp32 or fp64.
-        steps: dimension of the Krylov space; each costs a product with W and one with Wᵀ.
-
-    Returns:
-        Unit vectors u (..., rows) and v (..., columns) with uᵀWv ≥ 0; arbitrary ones for W = 0.
-    """
-    u, _, v = leading_singular_triplet(
-        matrix.__matmul__, matrix.mT.__matmul__, _start(matrix), steps
-    )
-    return u, v
-
-
 @torch.no_grad()
 def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates the leading singular vectors of a matrix, and those that follow on its short side.
@@ -124,17 +103,16 @@ def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         matrix: W, (rows, columns), fp32 or fp64.
 
     Returns:
-        u (rows,) and v (columns,) as `leading_singular_vectors`, and a subspace of singular
+        Unit vectors u (rows,) and v (columns,) with uᵀWv ≥ 0, and a subspace of singular
         vectors, right ones or, of a matrix with more columns than rows, left ones: unit vectors in
         rows, (`SUBSPACE`, min(rows, columns)), the leading one last and arbitrary ones in place
-        of those that a matrix of smaller rank does not have.
+        of those that a matrix of smaller rank does not have. For W = 0 all are arbitrary.
     """
     if matrix.shape[0] < matrix.shape[1]:
         v, u, subspace = leading_singular_subspace(matrix.mT)
         return u, v, subspace
-    vectors, images = _krylov_ritz(
-        matrix.__matmul__, matrix.mT.__matmul__, _start(matrix), KRYLOV_STEPS
-    )
+    start = matrix.mT @ random_vector(len(matrix), matrix)
+    vectors, images = _krylov_ritz(matrix.__matmul__, matrix.mT.__matmul__, start, KRYLOV_STEPS)
     u, _, v = _leading(vectors, images)
     generator = torch.Generator().manual_seed(0)
     subspace = torch.randn(SUBSPACE, matrix.shape[1], generator=generator, dtype=matrix.dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigma_fairseq.reparam import effective_weight, leading_singular_vectors
+from sigma_fairseq.reparam import effective_weight, leading_singular_subspace
 
 
 def stack_of(*rows: int, columns: int = 5, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -23,7 +23,7 @@ def test_value_and_gradients_equal_autograd_of_the_definition(
 ) -> None:
     stack = [w.requires_grad_() for w in stack_of(*rows)]
     gamma = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
-    u, v = leading_singular_vectors(torch.cat(stack).detach())
+    u, v, _ = leading_singular_subspace(torch.cat(stack).detach())
     upstream = torch.randn(stack[index].shape, dtype=torch.float64)
 
     ours = effective_weight(gamma, u, v, stack, index)
@@ -58,7 +58,7 @@ def test_first_and_second_derivatives_by_finite_differences(
 ) -> None:
     stack = [w.requires_grad_() for w in stack_of(*rows, columns=3)]
     gamma = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    u, v = leading_singular_vectors(torch.cat(stack).detach())
+    u, v, _ = leading_singular_subspace(torch.cat(stack).detach())
 
     def function(gamma: Tensor, *stack: Tensor) -> Tensor:
         return effective_weight(gamma, u, v, stack, index)
@@ -70,7 +70,7 @@ def test_first_and_second_derivatives_by_finite_differences(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_weights_are_multiplied_in_fp32(dtype: torch.dtype) -> None:
     weight = stack_of(64, columns=48)[0].to(dtype)
-    u, v = leading_singular_vectors(weight.float())
+    u, v, _ = leading_singular_subspace(weight.float())
     gamma = torch.tensor(1.1)
     wide = by_definition(gamma.double(), u.double(), v.double(), [weight.double()], 0)
     ours = effective_weight(gamma, u, v, [weight])
@@ -81,7 +81,7 @@ def test_narrow_weights_are_multiplied_in_fp32(dtype: torch.dtype) -> None:
 
 def test_autocast_does_not_reach_it() -> None:
     weight = stack_of(64, columns=48)[0].float().requires_grad_()
-    u, v = leading_singular_vectors(weight.detach())
+    u, v, _ = leading_singular_subspace(weight.detach())
     gamma = torch.tensor(1.0, requires_grad=True)
 
     def run() -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def test_autocast_does_not_reach_it() -> None:
 
 def test_a_zero_matrix_stays_zero() -> None:
     weight = torch.zeros(3, 4, requires_grad=True)
-    u, v = leading_singular_vectors(weight.detach())
+    u, v, _ = leading_singular_subspace(weight.detach())
     out = effective_weight(torch.tensor(1.0), u, v, [weight])
     assert torch.equal(out, torch.zeros(3, 4))
     out.sum().backward()

@@ -16,6 +16,7 @@ Beside PyTorch's usual steps (https://docs.pytorch.org/docs/stable/distributed.f
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -155,7 +156,13 @@ def main() -> None:
     model = train(mesh, args.steps)
     if args.save:
         save(model, args.save)
+    dist.barrier()
     dist.destroy_process_group()
+    if mesh.device_type == "cpu":
+        # PyTorch's caches of sharded tensors hold on to gloo's threads, and an interpreter that
+        # ended before those was seen to abort, with everything done.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

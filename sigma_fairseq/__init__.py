@@ -7,7 +7,7 @@ Without fairseq installed, `sigma_fairseq.reparam` (plain PyTorch) works on its 
 from importlib.util import find_spec
 
 if find_spec("fairseq") is not None:
-    from sigma_fairseq import checkpoints as checkpoints
+    from sigma_fairseq.checkpoints import safe_mode as safe_mode
     from sigma_fairseq.criterions import monitored as monitored
     from sigma_fairseq.models.language_model import LanguageModel as LanguageModel
     from sigma_fairseq.models.speech import SpeechModel as SpeechModel

@@ -36,7 +36,7 @@ setup(
         # fairseq-fixed (its published wheel for 3.12 does not load with a recent torch).
         # scripts/setup.sh does so. NumPy 2 lacks what it needs to sample from language models.
         "fairseq": ["fairseq-fixed==0.12.3.1", "numpy<2"],
-        "translation": ["sentencepiece", "sacrebleu"],
+        "translation": ["sentencepiece", "sacrebleu", "sacremoses", "subword-nmt"],
         "speech": [
             "torchaudio",
             "soundfile",
@@ -50,6 +50,7 @@ setup(
         "torchscale": ["torchscale==0.3.0", "torchvision"],
         "dev": [
             "pytest",
+            "pytest-cov",
             "pytest-xdist",
             "hypothesis",
             "ruff",

@@ -22,6 +22,7 @@ from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
 from omegaconf import II, OmegaConf
 
+from sigma_fairseq.criterions.nonfinite import MOST_IN_A_ROW, NonFinite
 from sigma_fairseq.monitor.collapse import CollapseWatch
 from sigma_fairseq.monitor.monitor import Monitor
 from sigma_fairseq.monitor.records import RecordWriter
@@ -55,6 +56,15 @@ class MonitorConfig(FairseqDataclass):
             f"or is stuck: stop saves a checkpoint and exits with status {COLLAPSED}"
         },
     )
+    on_nonfinite: ChoiceEnum(["stop", "skip"]) = dataclasses.field(  # type: ignore[valid-type]
+        default="stop",
+        metadata={
+            "help": "what to do when the loss or gradients of a micro-batch are not finite: stop, "
+            "or leave it out, and with it what its worker has gathered for the update before it; "
+            f"{MOST_IN_A_ROW} in a row stop all the same. What only overflows under the loss "
+            "scale of --fp16 and --amp does not count"
+        },
+    )
     collapse_threshold: float = dataclasses.field(
         default=0.02,
         metadata={
@@ -64,6 +74,8 @@ class MonitorConfig(FairseqDataclass):
     )
     save_dir: str = II("checkpoint.save_dir")
     no_save: bool = II("checkpoint.no_save")
+    fp16: bool = II("common.fp16")
+    amp: bool = II("common.amp")
 
 
 def check_options(cfg: Any) -> None:
@@ -104,13 +116,14 @@ class MonitoredCriterion(FairseqCriterion):
         if self._session is None:
             self._session = MonitoredTraining(self.cfg, self.task, model)
         session = self._session
-        if isinstance(sys.exception(), FloatingPointError):
-            # fairseq goes through the update again to find where it stopped being finite.
-            session.gradients_not_finite()
-            return super().forward(model, sample, reduce)
+        if isinstance(error := sys.exception(), FloatingPointError):
+            # fairseq goes through the update again to find where it stopped being finite, with
+            # hooks that PyTorch no longer takes on an encoder.
+            session.nonfinite.end(error)
         with session.monitor.forward(session.start()) as add:
             loss, sample_size, logging_output = super().forward(model, sample, reduce)
         add(loss, logging_output["loss"], sample_size)
+        session.nonfinite.watch(loss)
         return loss, sample_size, logging_output
 
 
@@ -137,6 +150,13 @@ class MonitoredTraining:
         )
         self._log = SampleLog(self.monitor)
         self._watch = CollapseWatch(self.monitor.attentions, cfg.collapse_threshold)
+        self.nonfinite = NonFinite(
+            model,
+            skip=cfg.on_nonfinite == "skip",
+            scaled=cfg.fp16 or cfg.amp,
+            on_skip=self._skipped,
+            on_end=self._end,
+        )
         alone = not torch.distributed.is_initialized()
         self._is_master = alone or distributed.get_data_parallel_rank() == 0
         if self._is_master:
@@ -151,13 +171,21 @@ class MonitoredTraining:
         if self._stop_at_once:
             raise SystemExit(COLLAPSED)
         self._log.repeat()
+        self.nonfinite.forget()
         return _updates_made()
 
-    def gradients_not_finite(self) -> None:
-        """Says so; fairseq has saved crash.pt and is about to raise a FloatingPointError."""
-        self._say(self._watch.gradients_not_finite(_updates_made()))
+    def _end(self, what: str) -> None:
+        for line in self._watch.nonfinite(_updates_made(), what):
+            logger.warning(line)
         if self._cfg.on_collapse == "stop":
             raise SystemExit(COLLAPSED)
+
+    def _skipped(self, what: str) -> None:
+        self.monitor.drop()
+        count = self.nonfinite.count
+        # On every worker: each has micro-batches of its own.
+        logger.warning("update %d: %s; left out, %d so far", _updates_made(), what, count)
+        metrics.log_scalar("nonfinite", count, weight=0, round=0, priority=2000)
 
     def _on_sample(self, record: np.ndarray) -> None:
         if self._is_master:

@@ -50,9 +50,9 @@ class CollapseWatch:
             found.append(("gradient", f"gradients are not finite; {self._last_seen}"))
         return self._new(int(record["update"]), found)
 
-    def gradients_not_finite(self, update: int) -> list[str]:
-        """What to say when fairseq has found that gradients are not finite."""
-        return self._new(update, [("gradient", f"gradients are not finite; {self._last_seen}")])
+    def nonfinite(self, update: int, what: str) -> list[str]:
+        """What to say when fairseq has found that gradients are not finite, and of what."""
+        return self._new(update, [("gradient", f"{what}; {self._last_seen}")])
 
     def _lowest(self, record: np.ndarray, share: np.ndarray) -> str:
         if np.isnan(share).all():

@@ -151,6 +151,11 @@ class Monitor:
             with self._reader.reading(self._key_query) as sums:
                 yield add
 
+    def drop(self) -> None:
+        """Takes no sample of an update of which a part is left out."""
+        self._micro_batches.clear()
+        self._record = None
+
     def _number(self, value: Any) -> Tensor:
         """A scalar: fairseq's criterions give numbers, scalars and tensors of one element."""
         number = torch.as_tensor(value, dtype=torch.float64, device=self._first.device)

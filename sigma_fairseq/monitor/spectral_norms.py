@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 
 from sigma_fairseq.monitor.parts import Attention, Matrix
 from sigma_fairseq.reparam import sigma_norms
@@ -39,7 +40,7 @@ def effective_scales(model: nn.Module) -> dict[int, Tensor]:
         v = torch.stack([norm.v for norm, _ in batch])  # (n, columns)
         product = rows.view(len(batch), -1, rows.shape[1]) @ v.unsqueeze(-1)  # (n, rows, 1)
         gamma = torch.stack([norm.gamma.detach() for norm, _ in batch])
-        scale = gamma / (u * product.squeeze(-1)).sum(-1).clamp(min=EPSILON)
+        scale = gamma / threshold((u * product.squeeze(-1)).sum(-1), EPSILON, 1.0)
         scales.update({id(norm): s for (norm, _), s in zip(batch, scale.unbind(), strict=True)})
     return scales
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-#: σ never falls below this, so that a zero matrix stays zero instead of becoming 0/0.
-EPSILON = 1e-12
+#: A σ up to this counts as 1: a zero matrix stays zero and has the gradient of a plain one times γ.
+#: Power iteration takes fourth powers of it, so that much less would be beyond fp32.
+EPSILON = 1e-7
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -24,14 +26,14 @@ def spectral_norm_estimate(u: Tensor, v: Tensor, *stack: Tensor) -> Tensor:
         stack: matrices, each (rows, columns); any dtype, computed in fp32 or wider.
 
     Returns:
-        A scalar tensor, at least `EPSILON`.
+        A scalar tensor, above `EPSILON`; 1 of a matrix whose σ is not.
     """
     blocks = u.split([len(block) for block in stack])
     terms = [
         torch.dot(part, torch.mv(at_least_fp32(block), v))
         for part, block in zip(blocks, stack, strict=True)
     ]
-    return sum(terms[1:], start=terms[0]).clamp(min=EPSILON)
+    return F.threshold(sum(terms[1:], start=terms[0]), EPSILON, 1.0)
 
 
 class _EffectiveWeight(torch.autograd.Function):

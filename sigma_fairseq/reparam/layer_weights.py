@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32, effective_weight
 from sigma_fairseq.reparam.sigma_norm import JointMember, SigmaNorm
@@ -160,7 +161,7 @@ class LayerWeights(nn.Module):
         lefts = [torch.stack([norm.u for norm in run]).unsqueeze(2) for run in runs]
         rights = [torch.stack([norm.v for norm in run]).unsqueeze(1) for run in runs]
         sigmas = [
-            torch.bmm(left.mT, torch.bmm(matrices, right.mT)).clamp(min=EPSILON)
+            F.threshold(torch.bmm(left.mT, torch.bmm(matrices, right.mT)), EPSILON, 1.0)
             for left, matrices, right in zip(
                 lefts, self.matrices(self.flat(weights)), rights, strict=True
             )

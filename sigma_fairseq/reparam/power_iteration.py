@@ -1,18 +1,22 @@
 """Refreshes σ, u and v of a whole model, in batches of weights of equal shape."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 
 from sigma_fairseq.reparam.effective_weight import EPSILON, at_least_fp32
 from sigma_fairseq.reparam.layer_weights import Batch, LayerWeights
 from sigma_fairseq.reparam.sigma_norm import SigmaNorm, Stack, sigma_stacks
+from sigma_fairseq.reparam.singular_vectors import SUBSPACE
 
-#: What a subspace keeps of itself in a step, so that it outlives a time of zero weights.
-KEPT = 1e-16
+#: What a subspace keeps of itself in a step, so that it outlives a time of zero weights, and the
+#: square of the length that their image is given: together they make a σ far below `EPSILON`.
+KEPT = FLOOR = 1e-17
 #: By what share vectors in a subspace's image are taken for less alike than they are: those that
 #: depend on each other would otherwise have no Cholesky factor. It is more than fp32 rounds by.
 DEPENDENT = 1e-5
@@ -79,35 +83,43 @@ class _EqualShapes:
             yield Batch(sigma, factor, left, right.mT)
 
 
+@cache
+def _regular(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a Gram matrix is multiplied by and what is added to it, (dimension, dimension)."""
+    unit = torch.eye(SUBSPACE, dtype=torch.float64, device=device)
+    return unit + (1 - unit) * (1 - DEPENDENT), unit * FLOOR
+
+
 def _ritz(grams: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Rayleigh-Ritz: the combinations c of rows of Y, ‖cY‖ = 1, at which ‖cYW‖ is stationary.
 
     Args:
-        grams: YYᵀ of every matrix, (n, dimension, dimension).
-        images: ZZᵀ with Z = YW.
+        grams: YYᵀ of every matrix, (n, dimension, dimension), fp64: they are squares of what may be
+            small, and LAPACK finds no eigenvalues of a matrix near the end of fp32's range.
+        images: ZZᵀ with Z = YW, fp64.
 
     Returns:
-        The combinations in rows, (n, dimension, dimension), and ‖cZ‖, rising, (n, dimension).
+        The combinations in rows, (n, dimension, dimension), that of the largest ‖cZ‖ last, and this
+        ‖cZ‖, (n, 1, 1).
     """
-    grams = grams * (1 - DEPENDENT)
-    grams.diagonal(dim1=1, dim2=2).mul_(1 / (1 - DEPENDENT)).add_(EPSILON**2)
-    factor, _ = torch.linalg.cholesky_ex(grams)
+    factors, floor = _regular(grams.device)
+    factor, _ = torch.linalg.cholesky_ex(torch.addcmul(floor, grams, factors))
     half = torch.linalg.solve_triangular(factor, images, upper=False)
     quotient = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     # A training that has gone astray is told by its loss, not by a matrix that has no eigenvalues.
     squares, vectors = torch.linalg.eigh(quotient.nan_to_num(0, 0, 0))
     rows = torch.linalg.solve_triangular(factor.mT, vectors, upper=True).mT
-    return rows, squares.clamp(min=EPSILON**2).sqrt()
+    return rows, squares[:, -1:, None].sqrt()
 
 
 def _iterate(groups: Sequence[_EqualShapes]) -> None:
     """One step for every group, after which their norms have the new vectors."""
     images, backs = zip(*(group.multiply() for group in groups), strict=True)
-    combinations, lengths = _ritz(
-        torch.cat([torch.bmm(image, image.mT) for image in images]),
-        torch.cat([torch.bmm(back, back.mT) for back in backs]),
-    )
-    unit = combinations / lengths.unsqueeze(2)
+    grams = torch.cat([torch.bmm(vectors, vectors.mT) for vectors in (*images, *backs)])
+    dtype = grams.dtype
+    combinations, sigmas = (found.to(dtype) for found in _ritz(*grams.double().chunk(2)))
+    # All by the length of the leading one: a matrix of lower rank has others that are rounding.
+    rotations = combinations / sigmas
     sizes = [len(group.norms) for group in groups]
     old: list[Tensor] = []
     new: list[Tensor] = []
@@ -116,8 +128,8 @@ def _iterate(groups: Sequence[_EqualShapes]) -> None:
         images,
         backs,
         combinations[:, -1:].split(sizes),
-        unit.split(sizes),
-        lengths[:, -1:, None].split(sizes),
+        rotations.split(sizes),
+        threshold(sigmas, EPSILON, 1.0).split(sizes),
         strict=True,
     ):
         subspace = torch.bmm(rotation, back)

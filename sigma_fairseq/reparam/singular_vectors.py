@@ -57,8 +57,10 @@ def _krylov_ritz(
         basis.append(_unit(vector, least, 0.0))
         images.append(apply(basis[-1]))
     image = torch.cat(images, -1)
-    # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix.
-    ritz = torch.linalg.eigh(image.mT @ image).eigenvectors
+    # The unit y that makes ‖W·basis·y‖ largest leads the images' Gram matrix. LAPACK finds no
+    # eigenvalues near the end of fp32's range, nor of what is no number.
+    gram = (image.mT @ image).double().nan_to_num(0, 0, 0)
+    ritz = torch.linalg.eigh(gram).eigenvectors.to(image.dtype)
     return torch.cat(basis, -1) @ ritz, image @ ritz
 
 

@@ -64,9 +64,9 @@ def test_a_loss_that_is_not_finite(watch: CollapseWatch) -> None:
     watch.look(record(0, entropy=[[1, 1, 0.5], [1, 1, 1]]))
     (line,) = watch.look(record(10, loss=math.nan, entropy=math.nan))
     assert line == "update 10: the loss is not finite; no attention entropy is finite"
-    (line,) = watch.gradients_not_finite(11)
+    (line,) = watch.nonfinite(11, "gradients are not finite")
     assert line.startswith("update 11: gradients are not finite; ")
-    assert watch.gradients_not_finite(11) == []
+    assert watch.nonfinite(11, "gradients are not finite") == []
 
 
 def test_a_growing_loss(watch: CollapseWatch) -> None:

@@ -162,6 +162,8 @@ def test_a_model_without_sigma_is_left_alone() -> None:
     [
         torch.outer(torch.arange(30.0), torch.ones(20)),
         torch.randn(40, 2) @ torch.randn(2, 30),
+        torch.randn(40, 3) @ torch.randn(3, 30),
+        torch.outer(torch.randn(40), torch.randn(30)) * 1e-6,
         torch.randn(64, 64) * torch.logspace(0, -12, 64),
         1 / (torch.arange(64.0)[:, None] + torch.arange(64.0) + 1),
         torch.randn(16, 16) * 1e-7,
@@ -169,13 +171,13 @@ def test_a_model_without_sigma_is_left_alone() -> None:
         torch.randn(1, 50),
         torch.eye(16) * 2,
     ],
-    ids=["rank 1", "rank 2", "scaled", "Hilbert", "tiny", "huge", "one row", "repeated value"],
+    ids=["rank 1", "rank 2", "rank 3", "tiny rank 1", "scaled", "Hilbert", "tiny", "huge", "one row", "repeated value"],
 )
 def test_matrices_whose_vectors_depend_on_each_other(matrix: Tensor) -> None:
     layer = SigmaLinear(matrix.shape[1], matrix.shape[0])
     norm, (weight,) = next(sigma_norms(layer))
     weight.data.copy_(matrix)
-    for _ in range(30):
+    for _ in range(300):
         power_iteration(layer)
         assert torch.isfinite(norm.subspace).all()
     assert float(norm.sigma(weight)) == pytest.approx(exact_sigma(matrix), rel=1e-4)

@@ -19,6 +19,8 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sigma_fairseq.checkpoints.safe_mode import read_checkpoint
+
 #: Lanczos gives up after so many restarts, each of about 20 Hessian-vector products.
 MAX_RESTARTS = 100
 
@@ -278,11 +280,9 @@ def _load(checkpoint: str, data: str) -> tuple[dict[str, Any], Any, Any, Any]:
     """(state, model, config, task) of a checkpoint, the task reading `data`."""
     overrides = {"data": data, **_NO_RECOMPUTATION}
     try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(checkpoint, overrides)
-    except Exception as error:
-        # Before its reason, PyTorch advises to turn its safe mode off.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-        raise SharpnessError(f"{checkpoint} is not a checkpoint to read: {reason}") from error
+        state = read_checkpoint(checkpoint, overrides)
+    except ValueError as error:
+        raise SharpnessError(str(error)) from error
     try:
         (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
             [checkpoint], state=state

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 
+from sigma_fairseq.report.runs import ATTENTION_KINDS
 from sigma_fairseq.report.series import (
-    ATTENTION_KINDS,
     Sampled,
     attentions_of,
     least_of_heads,
@@ -27,7 +27,6 @@ from sigma_fairseq.report.style import (
     edges,
     panels,
     save,
-    shorten,
 )
 
 #: A bound below this, in nats, cannot be told from 0 in a figure.
@@ -134,7 +133,7 @@ def _draw_comparison(runs: Sequence[Sampled], kinds: Sequence[str], file: Path) 
 
 
 def _draw_maps(runs: Sequence[Sampled], kind: str, file: Path) -> Drawn:
-    figure, axes = panels(_titles(runs), 2, 2.0, sharex=True)
+    figure, axes = panels([one.name for one in runs], 2, 2.0, sharex=True)
     colours = matplotlib.colormaps["viridis"].with_extremes(bad=NOT_FINITE)
     for sampled, place in zip(runs, axes, strict=True):
         layers = _share_of_uniform(sampled, kind)
@@ -165,7 +164,7 @@ def _share_of_uniform(sampled: Sampled, kind: str) -> np.ndarray:
 
 
 def _draw_layers(runs: Sequence[Sampled], kind: str, top: float, file: Path) -> Drawn:
-    figure, axes = panels(_titles(runs), 2, 2.0, sharex=True, sharey=True)
+    figure, axes = panels([one.name for one in runs], 2, 2.0, sharex=True, sharey=True)
     for sampled, place in zip(runs, axes, strict=True):
         layers = _by_layer(sampled, kind, "entropy", mean_of_heads)
         lines = [np.column_stack([sampled.updates, layer]) for layer in layers.T]
@@ -206,7 +205,3 @@ def _label_layers(place: Axes, layers: int) -> None:
 def _below_zero(top: float) -> tuple[float, float]:
     """Limits with room for a line at 0, which would else be hidden by the axis."""
     return -0.04 * top, top
-
-
-def _titles(runs: Sequence[Sampled]) -> list[str]:
-    return [shorten(one.name, 38) for one in runs]

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 FORMAT = 1
+ATTENTION_KINDS = ("encoder self", "decoder self", "encoder-decoder")
+MATRIX_KINDS = ("query", "key", "value", "output", "fc1", "fc2", "other")
 
 _LOGGED = re.compile(r"\| train_inner \| (\{.*\})")
 _ARCHITECTURE = re.compile(r"'model': \{'_name': '([^']*)'")
@@ -33,7 +35,7 @@ class Attention:
 
     Attributes:
         name: of the module.
-        kind: "encoder self", "decoder self" or "encoder-decoder".
+        kind: one of `ATTENTION_KINDS`.
         layer: counted from 0, at the input.
         heads: how many.
     """
@@ -50,7 +52,7 @@ class Matrix:
 
     Attributes:
         name: of the module.
-        kind: "query", "key", "value", "output", "fc1", "fc2" or "other".
+        kind: one of `MATRIX_KINDS`.
         stack: "encoder", "decoder" or "".
         layer: counted from 0, at the input; None outside of layers.
     """
@@ -59,6 +61,9 @@ class Matrix:
     kind: str
     stack: str
     layer: int | None
+
+
+_Entry = TypeVar("_Entry", Attention, Matrix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +143,10 @@ def _monitored(folder: Path) -> Run:
             raise RunError(
                 f"{folder}/monitor.json is of format {header['format']}, not of format {FORMAT}"
             )
-        attentions = [Attention(**entry) for entry in header["attentions"]]
-        matrices = [Matrix(**entry) for entry in header["matrices"]]
-        embeddings = list(header["embeddings"])
-        architecture, options = header["architecture"], _flat(header["options"])
+        attentions = _entries(Attention, header["attentions"], ATTENTION_KINDS)
+        matrices = _entries(Matrix, header["matrices"], MATRIX_KINDS)
+        embeddings = list(map(str, header["embeddings"]))
+        architecture, options = str(header["architecture"]), _flat(header["options"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{folder}/monitor.json is damaged: it is no JSON, or lacks what a run's has"
@@ -162,9 +167,26 @@ def _monitored(folder: Path) -> Run:
     )
 
 
+def _entries(kind: type[_Entry], listed: Any, kinds: Sequence[str]) -> list[_Entry]:
+    """Attentions or matrices of a monitor.json, which anyone can have written.
+
+    Raises:
+        TypeError, ValueError: they are not as the monitors write them.
+    """
+    entries = [kind(**entry) for entry in listed]
+    for entry in entries:
+        for field in dataclasses.fields(entry):
+            if not isinstance(getattr(entry, field.name), field.type):  # type: ignore[arg-type]
+                raise TypeError(field.name)
+        if entry.kind not in kinds or (entry.layer or 0) not in range(len(entries)):
+            raise ValueError(entry.name)
+    return entries
+
+
 def _mapped(file: Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        # Unlike np.load it takes nothing but an .npy file, and none that holds pickled objects.
+        return np.lib.format.open_memmap(file, mode="r")
     except FileNotFoundError:
         raise RunError(f"{file.parent} holds no recorded update yet") from None
     except (OSError, ValueError, EOFError) as error:

@@ -4,10 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sigma_fairseq.report.runs import Attention, Matrix, Run
-
-ATTENTION_KINDS = ("encoder self", "decoder self", "encoder-decoder")
-MATRIX_KINDS = ("query", "key", "value", "output", "fc1", "fc2", "other")
+from sigma_fairseq.report.runs import MATRIX_KINDS, Attention, Matrix, Run
 
 
 class Sampled(NamedTuple):

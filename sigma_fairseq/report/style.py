@@ -90,7 +90,7 @@ def panels(
         if title is None:
             axes.set_axis_off()
         else:
-            axes.set_title(title)
+            axes.set_title(shorten(title, 38))
     for column in range(columns):
         lowest = [row for row in range(rows) if row * columns + column < len(titles)][-1]
         grid[lowest, column].set_xlabel("update")
@@ -153,9 +153,10 @@ def edges(centres: np.ndarray) -> np.ndarray:
 
 
 def shorten(text: str, most: int) -> str:
-    """Leaves out the middle of what is longer than `most` characters."""
+    """Leaves out the middle of what is longer than `most` characters, and sets no mathematics."""
     kept = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:kept]}…{text[-kept:]}"
+    short = text if len(text) <= most else f"{text[:kept]}…{text[-kept:]}"
+    return short.replace("$", r"\$")
 
 
 def save(figure: Figure, file: Path, title: str, caption: str) -> Drawn:

@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 
 def _progress(run: Run) -> str:
     asked = run.options.get("optimization.max_update")
-    of_all = f" of {asked:,}" if asked else ""
+    of_all = f" of {asked:,}" if isinstance(asked, int) and asked else ""
     return f"{run.updates[-1]:,}{of_all}"
 
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from sigma_fairseq.report.attention import kinds_of
+from sigma_fairseq.report.runs import MATRIX_KINDS
 from sigma_fairseq.report.series import (
-    MATRIX_KINDS,
     Sampled,
     all_heads,
     attentions_of,
@@ -28,7 +28,6 @@ from sigma_fairseq.report.style import (
     panels,
     save,
     scale_to,
-    shorten,
 )
 
 _MOST_LOSSES = 400
@@ -177,7 +176,7 @@ def _draw_gradient_maps(runs: Sequence[Sampled], stack: str, file: Path) -> Draw
     ]
     deepest = max(one.shape[2] for one in norms)
     height = float(np.clip(len(present) * deepest / 150, 2.2, 4))
-    figure, axes = panels([shorten(one.name, 38) for one in runs], 2, height, sharex=True)
+    figure, axes = panels([one.name for one in runs], 2, height, sharex=True)
     colours = matplotlib.colormaps["cividis"].with_extremes(bad=NOT_FINITE)
     scale = _logarithmic_scale(norms)
     for sampled, norm, place in zip(runs, norms, axes, strict=True):

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sigma_fairseq.expressions import calls_something
 from sigma_fairseq.sweep.processes import SweepError
 
 #: What a grid takes, and fairseq gets as the option of that name.
@@ -237,7 +238,9 @@ def _integers(content: Any, where: str, least: int) -> list[Any]:
     return values
 
 
-def _check_option(option: str, where: str) -> None:
+def _check_option(option: Any, where: str) -> None:
+    if not re.fullmatch(r"[\w-]+", str(option)):
+        raise SweepError(f"{where}: {option!r} is not the name of an option")
     if option in OWN_OPTIONS:
         raise SweepError(f"{where}: {option} is not for the file: {OWN_OPTIONS[option]}")
 
@@ -245,6 +248,9 @@ def _check_option(option: str, where: str) -> None:
 def _check_value(value: Any, where: str) -> None:
     if not isinstance(value, Value):
         raise SweepError(f"{where}: {value!r} is not a word, a number, true or false")
+    # fairseq evaluates some of its options as Python.
+    if calls_something(value):
+        raise SweepError(f"{where}: {value!r} calls something, and a sweep is data")
 
 
 def _typed(content: Any, kind: type, where: str, expected: str) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sigma_fairseq.cli import main
 from sigma_fairseq.report.page import write_report
 from sigma_fairseq.report.runs import RunError
 
@@ -22,6 +23,8 @@ class Page(HTMLParser):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
         self.sources: list[str] = []
         self.links: list[str] = []
         self.anchors: set[str] = set()
@@ -33,6 +36,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         assert tag not in ("script", "link", "iframe")
+        self.elements.add(tag)
+        self.attributes.update(values)
         if "src" in values:
             self.sources.append(values["src"])
         if "href" in values:
@@ -168,6 +173,39 @@ def test_the_readable_are_drawn_and_the_others_named(tmp_path: Path) -> None:
     for reason in report.unread:
         assert f"Not on this page: {reason}" in text
     assert re.search(r"\bgood\b", text)
+
+
+HOSTILE = (
+    "<script>alert(1)'\" onerror=alert(2) <svg onload=alert(3)> &lt; $title ${links} $\\frac{$"
+)
+CLOSING = f"</script></style></td></table></details>{HOSTILE}"
+
+
+def test_a_run_made_by_someone_else_adds_no_element_and_no_attribute(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """Every text that a run brings would be markup to a browser, and a formula to matplotlib."""
+    folder = make_run(HOSTILE, layers=1, updates=20)
+    head = json.loads((folder / "monitor.json").read_text())
+    head["architecture"] = head["embeddings"][0] = CLOSING
+    head["options"]["optimization"]["max_update"] = CLOSING
+    head["options"][CLOSING] = {CLOSING: [CLOSING]}
+    for entry in (*head["attentions"], *head["matrices"]):
+        entry["name"] = CLOSING
+    (folder / "monitor.json").write_text(json.dumps(head))
+    other = write_log(tmp_path / "other", 7.5)
+    gone = tmp_path / f"gone {HOSTILE}"
+    out = tmp_path / "out"
+    assert main(["report", *map(str, (folder, other, gone)), "--out", str(out)]) == 0
+    page = Page(out / "report.html")
+    elements = (
+        "html head meta title style body h1 h2 h3 nav a p div wbr table tr th td details summary "
+        "figure img figcaption"
+    )
+    attributes = "lang charset name content class href id src alt"
+    assert page.elements <= set(elements.split())
+    assert page.attributes <= set(attributes.split())
+    assert page.text.count(HOSTILE) > page.text.count(CLOSING) > 2
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:

@@ -112,6 +112,24 @@ def damage_entry(folder: Path) -> None:
     rewrite(folder, attentions=[{"name": "encoder.layers.0.self_attn"}])
 
 
+def unknown_kind(folder: Path) -> None:
+    head = json.loads((folder / "monitor.json").read_text())
+    head["matrices"][0]["kind"] = "<script>"
+    rewrite(folder, matrices=head["matrices"])
+
+
+def layer_that_is_text(folder: Path) -> None:
+    head = json.loads((folder / "monitor.json").read_text())
+    head["attentions"][0]["layer"] = "<script>"
+    rewrite(folder, attentions=head["attentions"])
+
+
+def layer_far_out(folder: Path) -> None:
+    head = json.loads((folder / "monitor.json").read_text())
+    head["matrices"][0]["layer"] = 10**12
+    rewrite(folder, matrices=head["matrices"])
+
+
 def newer_format(folder: Path) -> None:
     rewrite(folder, format=2)
 
@@ -126,6 +144,21 @@ def emptied(folder: Path) -> None:
 
 def other_content(folder: Path) -> None:
     (folder / "monitor.npy").write_bytes(b"no array at all" * 9)
+
+
+def pickled(folder: Path) -> None:
+    """An array that would write a file where its pickles were read."""
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(folder / "ran"),)
+
+    np.save(folder / "monitor.npy", np.array([Payload()]), allow_pickle=True)
+
+
+def archive(folder: Path) -> None:
+    with (folder / "monitor.npy").open("wb") as file:
+        np.savez(file, update=np.zeros(4))
 
 
 def other_array(folder: Path) -> None:
@@ -160,10 +193,15 @@ def empty_log(folder: Path) -> None:
     [
         (damage_header, "monitor.json is damaged: it is no JSON, or lacks what a run's has"),
         (damage_entry, "monitor.json is damaged: it is no JSON, or lacks what a run's has"),
+        (unknown_kind, "monitor.json is damaged: it is no JSON, or lacks what a run's has"),
+        (layer_that_is_text, "monitor.json is damaged: it is no JSON, or lacks what a run's has"),
+        (layer_far_out, "monitor.json is damaged: it is no JSON, or lacks what a run's has"),
         (newer_format, "monitor.json is of format 2, not of format 1"),
         (cut_off, "monitor.npy is damaged: it ends too early or is no .npy file"),
         (emptied, "monitor.npy is damaged: it ends too early or is no .npy file"),
         (other_content, "monitor.npy is damaged: it ends too early or is no .npy file"),
+        (pickled, "monitor.npy is damaged: it ends too early or is no .npy file"),
+        (archive, "monitor.npy is damaged: it ends too early or is no .npy file"),
         (other_array, "monitor.npy is damaged: its records have no update"),
         (of_another_model, "does not belong to the monitor.json beside it: entropy has the shape"),
         (no_record, "holds no recorded update yet"),
@@ -182,6 +220,7 @@ def test_what_cannot_be_read_is_one_line_that_says_why(
     assert reason in str(raised.value)
     assert str(folder) in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert not (folder / "ran").exists()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from sigma_fairseq.report import series
-from sigma_fairseq.report.runs import Attention, Matrix, load_run
+from sigma_fairseq.report.runs import (
+    ATTENTION_KINDS,
+    MATRIX_KINDS,
+    Attention,
+    Matrix,
+    load_run,
+)
 
 ATTENTIONS = [
     Attention("decoder.layers.1.self_attn", "decoder self", 1, 2),
@@ -55,7 +61,7 @@ def test_layers_are_in_order_whatever_the_order_of_the_records(
 ) -> None:
     run = load_run(make_run("run", layers=3))
     run.attentions.reverse()
-    for kind in series.ATTENTION_KINDS:
+    for kind in ATTENTION_KINDS:
         chosen = [run.attentions[index] for index in series.attentions_of(run, kind)]
         assert [(one.kind, one.layer) for one in chosen] == [(kind, layer) for layer in range(3)]
 
@@ -99,9 +105,9 @@ def test_gradient_norm_of_a_layer_and_kind_joins_its_matrices() -> None:
     records = np.zeros(1, dtype=[("gradient_norm", "<f4", (6,))])
     records["gradient_norm"] = [3, 4, 7, np.inf, 9, 11]
     norms = series.gradient_norms(records, matrices, "decoder")
-    expected = np.full((1, len(series.MATRIX_KINDS), 2), np.nan)
+    expected = np.full((1, len(MATRIX_KINDS), 2), np.nan)
     expected[0, 0] = [5, 7]
-    expected[0, series.MATRIX_KINDS.index("fc1"), 1] = np.inf
+    expected[0, MATRIX_KINDS.index("fc1"), 1] = np.inf
     np.testing.assert_array_equal(norms, expected)
 
 

@@ -63,6 +63,7 @@ def test_cells_meet_half_way() -> None:
 def test_long_names_keep_both_ends() -> None:
     assert shorten("post-LN", 7) == "post-LN"
     assert shorten("post-LN-seed1", 9) == "post…eed1"
+    assert shorten("$x$", 9) == r"\$x\$"  # else a name is set as a formula, or is none and fails
 
 
 @pytest.mark.parametrize("length", [3, 20, 45, 80])

@@ -1,5 +1,6 @@
 """A sweep's file: which trainings it asks for, and what it is refused for."""
 
+import json
 from pathlib import Path
 from textwrap import dedent
 
@@ -116,6 +117,7 @@ def test_method_may_have_depths_and_grid_values_of_its_own(tmp_path: Path) -> No
         ("methods: {a: {arch: x}}", "data is missing"),
         ("data: gone\nmethods: {a: {arch: x}}", "gone is not a folder"),
         ("data: bin\ndata: bin", "found duplicate key data"),
+        (SMALL + "options: {user-dir=x: true}", "'user-dir=x' is not the name of an option"),
         ("- a", "the sweep: keys with values expected, not ['a']"),
         ("a: {b: c_{d}l}", "cannot read"),
         ("", "data is missing"),
@@ -127,6 +129,55 @@ def test_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: 
     assert message in str(raised.value)
     assert str(tmp_path / "rates.yaml") in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_values_that_fairseq_evaluates(tmp_path: Path) -> None:
+    """As it takes them for --adam-betas, --eval-bleu-args and --model-overrides."""
+    values = {
+        "adam-betas": "(0.9, 0.98)",
+        "eval-bleu-args": '{"beam": 4, "lenpen": 0.6}',
+        "model-overrides": "{'dropout': 0.1, 'encoder_layers_to_keep': '0,2'}",
+        "restore-file": "a b (1)/c.pt",
+        "train-subset": "(" * 9999,
+    }
+    options = "".join(f"  {option}: |-\n    {value}\n" for option, value in values.items())
+    (point,) = load(tmp_path, SMALL + "options:\n" + options).points
+    assert point.options == {**values, "arch": "x"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "__import__('os').mkdir('ran')",
+        "(0.9, __import__('os').mkdir('ran'))",
+        "{'adaptive_softmax_cutoff': \"__import__('os').mkdir('ran')\"}",
+        "[print(x) for x in (1, 2)]",
+    ],
+)
+@pytest.mark.parametrize("key", ["options", "grid", "methods", "evaluate"])
+def test_values_that_fairseq_would_run_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    quoted = json.dumps(value)
+    text = {
+        "options": SMALL + f"options: {{adam-betas: {quoted}}}",
+        "grid": SMALL + f"grid: {{adam-betas: ['(0.9, 0.98)', {quoted}]}}",
+        "methods": f"data: bin\nmethods: {{a: {{arch: x, adam-betas: {quoted}}}}}",
+        "evaluate": SMALL + f"evaluate: {{options: {{adam-betas: {quoted}}}}}",
+    }[key]
+    with pytest.raises(SweepError, match="calls something, and a sweep is data"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir [ran]", "name:os.mkdir", "module:os"])
+def test_yaml_makes_no_python_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SweepError, match=r"cannot read .*could not determine a constructor"
+    ) as raised:
+        load(tmp_path, SMALL + f"out: !!python/{tag}")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""fairseq's checkpoint files: reading them safely, and turning them into other models'."""

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import sigma_fairseq
-from sigma_fairseq.cli import demo, report, sharpness, sweep
+from sigma_fairseq.cli import demo, fuse, import_checkpoint, report, sharpness, sweep
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_verb(verbs)
     sweep.add_verb(verbs)
     sharpness.add_verb(verbs)
+    fuse.add_verb(verbs)
+    import_checkpoint.add_verb(verbs)
     return parser
 
 

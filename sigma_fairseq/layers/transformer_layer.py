@@ -64,7 +64,8 @@ class _StableLayer(nn.Module):
     @property
     def _fast(self) -> bool:
         """Whether weights are read apart from their modules, which hooks on these would not see."""
-        return not (self.cfg.no_fast_path or self._xformers or self.cfg.quant_noise.pq > 0)
+        noise = self.cfg.quant_noise
+        return not (self.cfg.no_fast_path or self._xformers or noise.pq > 0 or noise.scalar > 0)
 
     @property
     def _xformers(self) -> bool:

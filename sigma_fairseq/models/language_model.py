@@ -8,7 +8,6 @@ import ast
 import re
 import zlib
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,12 @@ from torch.nn import functional as F
 from sigma_fairseq.layers import deepnorm
 from sigma_fairseq.models.architectures import register_architecture
 from sigma_fairseq.models.decoder import TransformerDecoder
-from sigma_fairseq.models.options import StabilityConfig, transformer_config
+from sigma_fairseq.models.options import (
+    StabilityConfig,
+    check_bands,
+    check_shared_output,
+    transformer_config,
+)
 from sigma_fairseq.models.stable_model import StableModel
 from sigma_fairseq.reparam import convert
 from sigma_fairseq.reparam.layers import init_truncated_normal_
@@ -198,8 +202,6 @@ class LanguageModel(StableModel, TransformerLanguageModel):
         """
         _check_options(cfg, len(task.source_dictionary))
         _check_splits(task)
-        if cfg.decoder_layers_to_keep:
-            cfg.decoder_layers = len(cfg.decoder_layers_to_keep.split(","))
         # "The default initialization from the Transformer baseline" (Appendix I).
         nested = transformer_config(cfg, default_init_std=None)
         nested.max_target_positions = (
@@ -207,10 +209,13 @@ class LanguageModel(StableModel, TransformerLanguageModel):
         )
         nested.decoder.deepnorm = None
         if nested.norm == "deepnorm":
+            # From the depth of training, which pruning by layers_to_keep leaves as it is.
             nested.decoder.deepnorm = deepnorm.single_stack(nested.decoder.layers)
+        if cfg.decoder_layers_to_keep:
+            nested.decoder.layers = len(cfg.decoder_layers_to_keep.split(","))
         embed_tokens = cls._build_input(cfg, task.source_dictionary)
         model = cls(LanguageModelDecoder(nested, task.target_dictionary, embed_tokens))
-        model.scale_gamma_learning_rate(nested.gamma_lr_scale)
+        model.set_options(cfg)
         return model
 
     @classmethod
@@ -298,17 +303,21 @@ def _check_options(cfg: Any, words: int) -> None:
         raise ValueError("--no-reparam-projections needs a --reparam other than none")
     if cfg.adaptive_input and not cfg.adaptive_input_cutoff:
         raise ValueError("--adaptive-input needs --adaptive-input-cutoff")
-    cutoffs = ["adaptive_input_cutoff"] if cfg.adaptive_input else []
-    for name in [*cutoffs, "adaptive_softmax_cutoff"]:
-        bounds = [0, *(utils.eval_str_list(getattr(cfg, name), type=int) or []), words]
-        if any(low >= high for low, high in pairwise(bounds)):
-            flag = "--" + name.replace("_", "-")
+    if cfg.adaptive_input:
+        check_bands(cfg, "adaptive_input", cfg.decoder_input_dim, words)
+    if cfg.adaptive_softmax_cutoff:
+        check_bands(cfg, "adaptive_softmax", cfg.decoder_output_dim, words)
+    if cfg.adaptive_input or cfg.character_embeddings:
+        if cfg.share_decoder_input_output_embed and not cfg.adaptive_softmax_cutoff:
             raise ValueError(
-                f"{flag} {getattr(cfg, name)} does not rise from above 0 to below the {words} "
-                "words of the dictionary"
+                "--share-decoder-input-output-embed needs one table of embeddings: neither "
+                "--adaptive-input nor --character-embeddings"
             )
+    else:
+        check_shared_output(cfg, cfg.decoder_input_dim)
     if cfg.tie_adaptive_weights and (
         not cfg.adaptive_input
+        or cfg.character_embeddings
         or cfg.adaptive_input_cutoff != cfg.adaptive_softmax_cutoff
         or cfg.adaptive_input_factor != cfg.adaptive_softmax_factor
         or not cfg.decoder_input_dim == cfg.decoder_embed_dim == cfg.decoder_output_dim

@@ -2,11 +2,15 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Optional
 
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 from omegaconf import OmegaConf
+
+from sigma_fairseq.expressions import calls_something
 
 DEFAULT_INIT_STD = 0.1
 
@@ -141,12 +145,104 @@ def check_options(options: Any) -> None:
         if norm == "noln" and getattr(options, name, False):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} contradicts --norm noln, which has no LayerNorm")
-    if reparam != "none" and getattr(options, "quant_noise_pq", 0) > 0:
-        raise ValueError(
-            f"--quant-noise-pq changes plain weights and contradicts --reparam {reparam}; "
-            "allowed: --reparam none"
-        )
+    for name in ("quant_noise_pq", "quant_noise_scalar"):
+        if reparam != "none" and getattr(options, name, 0) > 0:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} changes plain weights and contradicts --reparam {reparam}; "
+                "allowed: --reparam none"
+            )
     _check_attention(options)
+    _check_widths(options)
+
+
+def check_shared_output(options: Any, width: int) -> None:
+    """Refuses to share the decoder's embeddings with an output layer that they do not fit.
+
+    Args:
+        options: as for `check_options`.
+        width: of the embeddings.
+
+    Raises:
+        ValueError: one line that names the options.
+    """
+    for name in ("share_decoder_input_output_embed", "share_all_embeddings", "merge_src_tgt_embed"):
+        if getattr(options, name, False):
+            flag = "--" + name.replace("_", "-")
+            if options.adaptive_softmax_cutoff:
+                # fairseq would train it, and then not load its checkpoint.
+                raise ValueError(f"{flag} contradicts --adaptive-softmax-cutoff")
+            if width != int(options.decoder_output_dim):
+                raise ValueError(
+                    f"{flag} needs a --decoder-output-dim of {width}, as wide as the embeddings, "
+                    f"not {options.decoder_output_dim}"
+                )
+
+
+def check_bands(options: Any, name: str, width: int, words: int) -> None:
+    """Refuses cutoffs and factors that leave a band of adaptive input or softmax without anything.
+
+    Args:
+        options: as for `check_options`.
+        name: `adaptive_input` or `adaptive_softmax`.
+        width: of the embeddings of the first band.
+        words: of the dictionary.
+
+    Raises:
+        ValueError: one line that names the option and what is allowed.
+    """
+    flag = "--" + name.replace("_", "-")
+    cutoff, factor = getattr(options, f"{name}_cutoff"), getattr(options, f"{name}_factor")
+    if calls_something(cutoff):
+        raise ValueError(f"{flag}-cutoff {cutoff} would run code")
+    bounds = [0, *(utils.eval_str_list(cutoff, type=int) or []), words]
+    if any(low >= high for low, high in pairwise(bounds)):
+        raise ValueError(
+            f"{flag}-cutoff {cutoff} does not rise from above 0 to below the {words} words of the "
+            "dictionary"
+        )
+    widths = [int(width // factor**band) for band in range(len(bounds) - 1)]
+    if not widths[-1]:
+        raise ValueError(
+            f"{flag}-factor {factor:g} leaves a width of 0 to the last of {len(widths)} bands, of "
+            f"{width} to the first; allowed: a smaller one, or fewer numbers in {flag}-cutoff"
+        )
+    if name == "adaptive_input":
+        _check_blocks(options, f"{flag}-factor {factor:g}", *widths)
+
+
+def _check_widths(options: Any) -> None:
+    for stack in ("encoder", "decoder"):
+        if not hasattr(options, f"{stack}_embed_dim"):
+            continue
+        width, ffn, heads = (
+            getattr(options, f"{stack}_{name}")
+            for name in ("embed_dim", "ffn_embed_dim", "attention_heads")
+        )
+        if width % heads:
+            raise ValueError(
+                f"--{stack}-embed-dim {width} is not a multiple of --{stack}-attention-heads "
+                f"{heads}"
+            )
+        _check_blocks(options, f"--{stack}-embed-dim {width}", width)
+        _check_blocks(options, f"--{stack}-ffn-embed-dim {ffn}", ffn)
+    if getattr(options, "cross_self_attention", False):
+        encoder, decoder = options.encoder_embed_dim, options.decoder_embed_dim
+        if encoder != decoder:
+            raise ValueError(
+                "--cross-self-attention needs an encoder as wide as the decoder, not "
+                f"--encoder-embed-dim {encoder} and --decoder-embed-dim {decoder}"
+            )
+
+
+def _check_blocks(options: Any, cause: str, *widths: int) -> None:
+    """Refuses inputs of linears that product quantization cannot cut into its blocks."""
+    if getattr(options, "quant_noise_pq", 0) > 0:
+        block = options.quant_noise_pq_block_size
+        if any(width % block for width in widths):
+            raise ValueError(
+                f"--quant-noise-pq-block-size {block} does not divide what {cause} makes"
+            )
 
 
 def _check_attention(options: Any) -> None:

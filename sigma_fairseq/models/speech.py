@@ -167,7 +167,7 @@ class SpeechModel(StableModel, FairseqEncoderModel):
         nested = transformer_config(cfg)
         features = task.data_cfg.input_feat_per_channel
         model = cls(SpeechEncoder(nested, features, task.target_dictionary))
-        model.scale_gamma_learning_rate(nested.gamma_lr_scale)
+        model.set_options(cfg)
         return model
 
     def forward(
@@ -181,11 +181,6 @@ class SpeechModel(StableModel, FairseqEncoderModel):
 def _check_options(cfg: Any) -> None:
     if cfg.reparam_conv and str(cfg.reparam) == "none":
         raise ValueError("--reparam-conv needs a --reparam other than none")
-    if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
-        raise ValueError(
-            f"--encoder-embed-dim {cfg.encoder_embed_dim} is not a multiple of "
-            f"--encoder-attention-heads {cfg.encoder_attention_heads}"
-        )
     if not 0 <= cfg.encoder_layerdrop < 1:
         raise ValueError(
             f"--encoder-layerdrop {cfg.encoder_layerdrop} is not a share from 0 to below 1"

@@ -1,28 +1,58 @@
-"""What the models of every family share: power iteration, γ's learning rate, fast generation."""
+"""What the models of every family share: power iteration, checkpoints, fast generation."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
+from fairseq.distributed.utils import is_master
 from fairseq.models import BaseFairseqModel
-from torch import nn
+from torch import Tensor, nn
 
 from sigma_fairseq.layers.attention import Attention
+from sigma_fairseq.models.last_checkpoint import LAST, mend_last_checkpoint
+from sigma_fairseq.models.recorded_options import check_recorded, record
 from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
-from sigma_fairseq.reparam import PowerIteration, fuse, sigma_stacks
+from sigma_fairseq.reparam import PowerIteration, find_degenerate, fuse, sigma_stacks
+
+logger = logging.getLogger(__name__)
+
+#: Updates from one look at every γ and σ to the next.
+CHECK_INTERVAL = 100
 
 
 class StableModel(BaseFairseqModel):
-    """A fairseq model whose linears may be reparameterized; mixed in before fairseq's class."""
+    """A fairseq model whose linears may be reparameterized; mixed in before fairseq's class.
 
+    Attributes:
+        recorded_options: a buffer, see `models.recorded_options`.
+    """
+
+    recorded_options: Tensor
     _gamma_learning_rate: LearningRateScale | None = None
     _power_iteration: PowerIteration | None = None
     _iterated_update: int | None = None
     announced_update: int = 0
 
-    def scale_gamma_learning_rate(self, scale: float) -> None:
-        """Multiplies the learning rate of every γ by `scale`, whatever the optimizer."""
-        if scale != 1:
+    def set_options(self, cfg: Any) -> None:
+        """Takes over what of a family's flat config is the same in all; the last act of building.
+
+        Raises:
+            ValueError: `--save-dir` has no whole checkpoint to go on from.
+        """
+        self.register_buffer("recorded_options", record(cfg))
+        self._said: set[str] = set()
+        if cfg.gamma_lr_scale != 1:
             gammas = [norm.gamma for norm, _ in sigma_stacks(self)]
-            self._gamma_learning_rate = LearningRateScale(self, gammas, scale)
+            self._gamma_learning_rate = LearningRateScale(self, gammas, cfg.gamma_lr_scale)
+        # The model is built right before fairseq looks for a checkpoint.
+        training = cfg._get_root()
+        checkpoint = training.get("checkpoint")
+        if (
+            checkpoint
+            and checkpoint.restore_file == LAST
+            and is_master(training.distributed_training)
+        ):
+            mend_last_checkpoint(Path(checkpoint.save_dir))
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq announces update `num_updates`, before each of its micro-batches.
@@ -40,6 +70,15 @@ class StableModel(BaseFairseqModel):
                 self._power_iteration = PowerIteration(self)
             self._power_iteration.step()
             self._iterated_update = num_updates
+            if num_updates % CHECK_INTERVAL == 0:
+                self._say_what_is_degenerate()
+
+    def _say_what_is_degenerate(self) -> None:
+        for line in find_degenerate(self):
+            weight = line.partition(" is ")[0]
+            if weight not in self._said:
+                self._said.add(weight)
+                logger.warning("update %d: %s", self.announced_update, line)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         # To another device or dtype, by which weights are grouped.
@@ -56,7 +95,14 @@ class StableModel(BaseFairseqModel):
                 )
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """As fairseq's; u and v are then those of the state, due for their next iteration."""
+        """As fairseq's; u and v are then those of the state, due for their next iteration.
+
+        Raises:
+            ValueError: the state is of a model with other options.
+        """
+        if "recorded_options" in state_dict:
+            check_recorded(state_dict["recorded_options"], self.recorded_options)
+        state_dict["recorded_options"] = self.recorded_options
         result = super().load_state_dict(state_dict, *args, **kwargs)
         # fairseq announces the update it resumes from before it loads: that did not count.
         self._iterated_update = None

@@ -20,7 +20,12 @@ from sigma_fairseq.layers import deepnorm
 from sigma_fairseq.layers.transformer_layer import TransformerEncoderLayer, wrap_layer
 from sigma_fairseq.models.architectures import register_architecture
 from sigma_fairseq.models.decoder import TransformerDecoder
-from sigma_fairseq.models.options import StabilityConfig, transformer_config
+from sigma_fairseq.models.options import (
+    StabilityConfig,
+    check_bands,
+    check_shared_output,
+    transformer_config,
+)
 from sigma_fairseq.models.stable_model import StableModel
 
 DEPTHS = (6, 18, 50, 100)
@@ -96,6 +101,7 @@ class TranslationModel(StableModel, TransformerModelBase):
         Raises:
             ValueError: options that contradict each other, in one line.
         """
+        _check_options(cfg, len(task.target_dictionary))
         nested = transformer_config(cfg)
         nested.encoder.deepnorm = nested.decoder.deepnorm = None
         if nested.norm == "deepnorm":
@@ -104,7 +110,7 @@ class TranslationModel(StableModel, TransformerModelBase):
                 nested.encoder.layers, nested.decoder.layers
             )
         model: TranslationModel = super().build_model(nested, task)
-        model.scale_gamma_learning_rate(nested.gamma_lr_scale)
+        model.set_options(cfg)
         return model
 
     @classmethod
@@ -116,6 +122,17 @@ class TranslationModel(StableModel, TransformerModelBase):
         return TransformerDecoder(
             cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
         )
+
+
+def _check_options(cfg: Any, words: int) -> None:
+    if cfg.tie_adaptive_weights:
+        raise ValueError("--tie-adaptive-weights needs adaptive input, which translation has not")
+    check_shared_output(cfg, cfg.decoder_embed_dim)
+    if cfg.adaptive_softmax_cutoff:
+        check_bands(cfg, "adaptive_softmax", int(cfg.decoder_output_dim), words)
+    if bool(cfg.encoder_layers_to_keep) != bool(cfg.decoder_layers_to_keep):
+        # fairseq then leaves out every layer of the other stack as it loads a checkpoint.
+        raise ValueError("--encoder-layers-to-keep and --decoder-layers-to-keep need each other")
 
 
 for _name, _options in ARCHITECTURES.items():

@@ -10,6 +10,7 @@ Example:
 """
 
 from sigma_fairseq.reparam.convert import convert, fuse
+from sigma_fairseq.reparam.degenerate import find_degenerate
 from sigma_fairseq.reparam.effective_weight import effective_weight, spectral_norm_estimate
 from sigma_fairseq.reparam.layer_weights import LayerWeights, Pack
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
@@ -26,6 +27,7 @@ __all__ = [
     "SigmaNorm",
     "convert",
     "effective_weight",
+    "find_degenerate",
     "fuse",
     "leading_singular_subspace",
     "power_iteration",

@@ -14,9 +14,11 @@ from sigma_fairseq.reparam.layer_weights import Batch, LayerWeights
 from sigma_fairseq.reparam.sigma_norm import SigmaNorm, Stack, sigma_stacks
 from sigma_fairseq.reparam.singular_vectors import SUBSPACE
 
-#: What a subspace keeps of itself in a step, so that it outlives a time of zero weights, and the
-#: square of the length that their image is given: together they make a σ far below `EPSILON`.
-KEPT = FLOOR = 1e-17
+#: What a subspace keeps of itself in a step, so that it outlives a time of zero weights.
+KEPT = 1e-17
+#: What the square of the length of a vector's image is taken for more than it is. `KEPT` over its
+#: root is the σ of zero weights, which is below `EPSILON`.
+FLOOR = 1e-18
 #: By what share vectors in a subspace's image are taken for less alike than they are: those that
 #: depend on each other would otherwise have no Cholesky factor. It is more than fp32 rounds by.
 DEPENDENT = 1e-5

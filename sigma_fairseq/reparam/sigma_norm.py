@@ -13,7 +13,10 @@ from sigma_fairseq.reparam.effective_weight import (
     effective_weight,
     spectral_norm_estimate,
 )
-from sigma_fairseq.reparam.singular_vectors import leading_singular_subspace
+from sigma_fairseq.reparam.singular_vectors import (
+    exact_singular_subspace,
+    leading_singular_subspace,
+)
 
 Gamma = Literal["one", "sigma"]
 
@@ -62,10 +65,13 @@ class SigmaNorm(nn.Module):
             )
         with torch.no_grad():
             matrix = at_least_fp32(stack[0] if len(stack) == 1 else torch.cat(list(stack)))
-            u, v, subspace = leading_singular_subspace(matrix)
-            start = (
-                torch.ones_like(u[0]) if gamma == "one" else spectral_norm_estimate(u, v, matrix)
-            )
+            if gamma == "one":
+                u, v, subspace = leading_singular_subspace(matrix)
+                start = torch.ones_like(u[0])
+            else:
+                # Power iteration would go on to a larger σ otherwise, and Ŵ away from W.
+                u, v, subspace = exact_singular_subspace(matrix)
+                start = spectral_norm_estimate(u, v, matrix)
         self.gamma = nn.Parameter(start)
         self.register_buffer("u", u)
         self.register_buffer("v", v)

@@ -122,3 +122,22 @@ def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = vectors.mT[vectors.norm(dim=0) > 0.5]
     subspace[len(subspace) - len(found) :] = found
     return u, v, subspace / subspace.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def exact_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `leading_singular_subspace`, to rounding, from all eigenvalues of the smaller Gram matrix.
+
+    Takes a quarter of a second for 1024 columns, on one core.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        v, u, subspace = exact_singular_subspace(matrix.mT)
+        return u, v, subspace
+    wide = matrix.double()
+    vectors = torch.linalg.eigh(wide.mT @ wide).eigenvectors
+    image = wide @ vectors[:, -1:]
+    u = _unit(image, 0.0, torch.full_like(image, len(image) ** -0.5)).squeeze(1)
+    found = vectors.mT[-SUBSPACE:]
+    more = found.new_zeros(SUBSPACE - len(found), matrix.shape[1])
+    subspace = torch.cat([more, found]).to(matrix.dtype)
+    return u.to(matrix.dtype), subspace[-1], subspace

@@ -120,6 +120,7 @@ def test_full_size_is_baevski_and_aulis() -> None:
         theirs = stock("transformer_lm_wiki103", task=task)
     shapes = {name: value.shape for name, value in ours.state_dict().items()}
     assert shapes.pop("decoder.dictionary_checksum") == ()
+    del shapes["recorded_options"]
     assert shapes == {name: value.shape for name, value in theirs.state_dict().items()}
     assert round(sum(parameter.numel() for parameter in ours.parameters()) / 1e6) == 247
     layer = ours.decoder.layers[0]
@@ -452,6 +453,26 @@ def test_character_embeddings_and_plain_embeddings(build_lm: Callable[..., Any])
             {"adaptive_softmax_cutoff": "8"},
             "--tie-adaptive-weights needs --adaptive-input of the same cutoff and factor as the "
             "adaptive softmax's, and an input and an output as wide as the decoder",
+        ),
+        (
+            {"character_embeddings": True},
+            "--tie-adaptive-weights needs --adaptive-input of the same cutoff and factor as the "
+            "adaptive softmax's, and an input and an output as wide as the decoder",
+        ),
+        (
+            {"decoder_embed_dim": 8},
+            "--adaptive-input-factor 4 leaves a width of 0 to the last of 3 bands, of 8 to the "
+            "first; allowed: a smaller one, or fewer numbers in --adaptive-input-cutoff",
+        ),
+        (
+            {"tie_adaptive_weights": False, "decoder_output_dim": 8},
+            "--adaptive-softmax-factor 4 leaves a width of 0 to the last of 3 bands, of 8 to the "
+            "first; allowed: a smaller one, or fewer numbers in --adaptive-softmax-cutoff",
+        ),
+        (
+            {"adaptive_softmax_cutoff": None, "share_decoder_input_output_embed": True},
+            "--share-decoder-input-output-embed needs one table of embeddings: neither "
+            "--adaptive-input nor --character-embeddings",
         ),
         ({"scale_fc": True}, "--scale-fc contradicts --norm noln, which has no LayerNorm"),
         ({"scale_attn": True}, "--scale-attn contradicts --norm noln, which has no LayerNorm"),

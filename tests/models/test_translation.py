@@ -149,6 +149,17 @@ def test_fairseqs_own_options_work(
         assert model.max_positions() == (7, 1024)
 
 
+def test_scalar_quantization_noise_finds_every_linear(build: Callable[..., Any]) -> None:
+    """fairseq swaps linear layers for noisy ones, on a GPU: they are to be called, not read."""
+    model = build("transformer_postln_6l", quant_noise_scalar=0.1, **SHALLOW)
+    linears = {module for module in model.modules() if isinstance(module, nn.Linear)}
+    called = set()
+    for linear in linears:
+        linear.register_forward_hook(lambda module, *_: called.add(module))
+    loss(model)
+    assert called == linears
+
+
 def test_checkpointed_activations_give_the_same_gradients(build: Callable[..., Any]) -> None:
     plain = build("transformer_reparam_deepnorm_6l", **SHALLOW)
     checkpointed = build("transformer_reparam_deepnorm_6l", checkpoint_activations=True, **SHALLOW)
@@ -360,6 +371,47 @@ def test_a_checkpoint_keeps_the_temperature_it_was_trained_at(
         ),
         ("transformer_reparam_noln_6l", {"layernorm_embedding": True}, "contradicts --norm noln"),
         ("transformer_reparam_postln_6l", {"quant_noise_pq": 0.1}, "--quant-noise-pq"),
+        ("transformer_reparam_postln_6l", {"quant_noise_scalar": 0.1}, "--quant-noise-scalar"),
+        (
+            "transformer_postln_6l",
+            {"quant_noise_pq": 0.1, "encoder_ffn_embed_dim": 20},
+            "--quant-noise-pq-block-size 8 does not divide .* --encoder-ffn-embed-dim 20",
+        ),
+        (
+            "transformer_postln_6l",
+            {"decoder_attention_heads": 3},
+            "--decoder-embed-dim 16 is not a multiple of --decoder-attention-heads 3",
+        ),
+        (
+            "transformer_postln_6l",
+            {"cross_self_attention": True, "decoder_embed_dim": 24},
+            "--cross-self-attention needs .* --encoder-embed-dim 16 and --decoder-embed-dim 24",
+        ),
+        (
+            "transformer_postln_6l",
+            {"decoder_layers_to_keep": "0,2"},
+            "--encoder-layers-to-keep and --decoder-layers-to-keep need each other",
+        ),
+        (
+            "transformer_postln_6l",
+            {"tie_adaptive_weights": True},
+            "--tie-adaptive-weights needs adaptive input",
+        ),
+        (
+            "transformer_postln_6l",
+            {"share_all_embeddings": True, "adaptive_softmax_cutoff": [8, 16]},
+            "--share-all-embeddings contradicts --adaptive-softmax-cutoff",
+        ),
+        (
+            "transformer_postln_6l",
+            {"share_decoder_input_output_embed": True, "decoder_output_dim": 12},
+            "--share-decoder-input-output-embed needs a --decoder-output-dim of 16",
+        ),
+        (
+            "transformer_postln_6l",
+            {"adaptive_softmax_cutoff": [8, 30]},
+            r"--adaptive-softmax-cutoff \[8, 30\] does not rise",
+        ),
         ("transformer_postln_6l", {"attention_temperature": 0.0}, "is not above 0"),
         ("transformer_postln_6l", {"attention_temperature": float("nan")}, "is not above 0"),
         ("transformer_postln_6l", {"temperature_from_update": -1}, "is below 0"),

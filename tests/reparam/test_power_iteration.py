@@ -171,7 +171,18 @@ def test_a_model_without_sigma_is_left_alone() -> None:
         torch.randn(1, 50),
         torch.eye(16) * 2,
     ],
-    ids=["rank 1", "rank 2", "rank 3", "tiny rank 1", "scaled", "Hilbert", "tiny", "huge", "one row", "repeated value"],
+    ids=[
+        "rank 1",
+        "rank 2",
+        "rank 3",
+        "tiny rank 1",
+        "scaled",
+        "Hilbert",
+        "tiny",
+        "huge",
+        "one row",
+        "repeated value",
+    ],
 )
 def test_matrices_whose_vectors_depend_on_each_other(matrix: Tensor) -> None:
     layer = SigmaLinear(matrix.shape[1], matrix.shape[0])

@@ -29,7 +29,9 @@ def find_degenerate(model: nn.Module) -> list[str]:
     names = {id(module): name for name, module in model.named_modules()}
     lines = []
     for (_, stack), gamma, positive in zip(found, gammas.tolist(), has_sigma.tolist(), strict=True):
-        members = ", ".join(f"{names[id(module)]}.{tensor}" for module, tensor in stack.members)
+        members = ", ".join(
+            f"{names[id(module)]}.{tensor}".lstrip(".") for module, tensor in stack.members
+        )
         if not gamma > 0:
             lines.append(f"γ of {members} is {gamma:.3g}")
         if not positive:

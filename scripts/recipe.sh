@@ -1,14 +1,22 @@
 # Sourced by the recipes' scripts: says where things are and how to speak to the user.
 #
-# Sets root (the project), plugin (for --user-dir) and recipe (the calling script's folder's name),
-# puts the project's .venv first on PATH where there is one, and answers -h and --help with the
-# comment at the top of the calling script.
-# shellcheck shell=bash
+# Sets root (the project), plugin (for --user-dir), recipe (the calling script's folder's name),
+# data_root and save_root (where its data and its trainings are by default) and smoke, puts the
+# project's .venv first on PATH where there is one, and answers -h and --help with the comment at
+# the top of the calling script.
+#
+# With SMOKE=1 smoke is 1 instead of 0, the folders are others, and there is no GPU: a rehearsal with
+# a tiny model and a few updates, on data that prepare.sh makes up where it is given none.
+# shellcheck shell=bash disable=SC2034  # what it sets is used by the recipes
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck disable=SC2034  # used by the recipes
 plugin=$root/sigma_fairseq
 recipe=$(basename "$(cd "$(dirname "$0")" && pwd)")
+data_root=$root/data/$recipe save_root=$root/runs/$recipe smoke=0
+if [ "${SMOKE:-0}" != 0 ]; then
+    data_root=$root/data/smoke/$recipe save_root=$root/runs/smoke/$recipe smoke=1
+    export CPU=1 CUDA_VISIBLE_DEVICES=
+fi
 [ ! -x "$root/.venv/bin/python3" ] || PATH=$root/.venv/bin:$PATH
 # fairseq and what it brings warn at every start, of nothing that a user could change.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
@@ -18,6 +26,12 @@ say() { printf '%s: %s\n' "$recipe" "$*"; }
 die() {
     printf '%s: error: %s\n' "$recipe" "$*" >&2
     exit 1
+}
+
+smoke_data() { # makes up what prepare.sh reads, and prints where it is
+    # To find out that it is there would take Python some seconds.
+    [ -d "$data_root.raw" ] || python3 "$root/scripts/smoke_data.py" "$recipe" "$data_root.raw" >&2
+    echo "$data_root.raw"
 }
 
 no_colon() { # fairseq takes a path with a colon for a list of paths
@@ -75,8 +89,23 @@ train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on
         say "training $what, in $save"
     fi
     say "$line" | tee -a "$save/train.log"
-    "$@" 2>&1 | tee -a "$save/train.log"
+    "$@" 2>&1 | tee -a "$save/train.log" || stopped "${PIPESTATUS[0]}" "$save"
     printf '%s\n' "$line" >"$save/finished.txt"
+}
+
+stopped() { # stopped STATUS SAVE_DIR: ends with the status of a training, if it failed, and says what is left
+    local how="stopped with status $1" left="$2/checkpoint_last.pt"
+    case $1 in
+        0) return ;;
+        3) how+=" by --on-collapse" ;;
+    esac
+    if [ -f "$left" ]; then
+        left+=" is there: the same command goes on from it"
+    else
+        left="no checkpoint yet: the same command begins anew"
+    fi
+    say "$how; $left" >&2
+    exit "$1"
 }
 
 train_on_nodes() { # train_on_nodes ARGUMENT...: runs the recipe's train.sh on every node of a SLURM job

@@ -6,7 +6,9 @@
 writes ``OUT/hypotheses.test.de`` (plain text, in the order of the references) and
 ``OUT/scores.json`` and prints two scores of every split, which are not comparable with each other:
 fairseq's own, on words between spaces, punctuation attached, and sacreBLEU's, which tokenizes both
-sides itself and has a signature. Generate with ``--post-process``, so that D-lines are plain text.
+sides itself and has a signature. Generate with ``--post-process``, so that D-lines are plain text,
+or text that Moses's rules have tokenized: with ``--moses`` it is detokenized for the file and for
+sacreBLEU.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sacrebleu.metrics import BLEU
+from sacremoses import MosesDetokenizer
 
 
 class ScoreError(Exception):
@@ -104,12 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a name, fairseq-generate's output and the references, plain text",
     )
     parser.add_argument("--language", required=True, help="of the target")
+    parser.add_argument("--moses", action="store_true", help="the hypotheses are tokenized")
     parser.add_argument("out", type=Path, metavar="OUT", help="an existing folder")
     options = parser.parse_args(arguments)
     scores: dict[str, Scores] = {}
     try:
         for name, generated, references in options.split:
             hypotheses, fairseq = read_generated(Path(generated))
+            if options.moses:
+                detokenizer = MosesDetokenizer(options.language)
+                hypotheses = [detokenizer.detokenize(line.split()) for line in hypotheses]
             lines = Path(references).read_text(encoding="utf-8").removesuffix("\n").split("\n")
             scores[name] = score(hypotheses, lines, fairseq)
             (options.out / f"hypotheses.{name}.{options.language}").write_text(

@@ -15,7 +15,9 @@
 #
 # Environment:
 #   DATA_DIR        what prepare.sh made (default: data/librispeech in the project)
+#   SETS            which (default: every dev and test set that prepare.sh had)
 #   OUT_DIR         a new folder instead of SAVE_DIR/evaluation
+#   SMOKE=1         on the CPU, with what SMOKE=1 prepare.sh made
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -23,7 +25,7 @@ set -euo pipefail
 [ $# -ge 1 ] || { usage >&2 && exit 2; }
 save=${1%/}
 shift
-data=${DATA_DIR:-$root/data/$recipe}
+data=${DATA_DIR:-$data_root}
 out=${OUT_DIR:-$save/evaluation}
 out=${out%/}
 no_colon "$data"
@@ -31,6 +33,11 @@ no_colon "$save"
 [ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"
 checkpoint=$save/checkpoint_best.pt
 [ -f "$checkpoint" ] || die "$checkpoint: no such file; run train.sh first"
+# shellcheck disable=SC2016  # sed's own $
+sets=${SETS:-$(sed -n '/^train/!s/\.tsv$//p' "$data/prepared.txt")}
+for set in $sets; do
+    [ -f "$data/$set.tsv" ] || die "$data/$set.tsv: no such file"
+done
 
 part=$out.part
 trap 'rm -rf "$part"' EXIT
@@ -39,8 +46,7 @@ rm -rf "$part"
 mkdir -p "$part"
 
 splits=()
-for set in dev-clean dev-other test-clean test-other; do
-    [ -f "$data/$set.tsv" ] || continue
+for set in $sets; do
     say "transcribing $set with $checkpoint"
     # By default fairseq leaves out the last utterances of a set, up to a multiple of 8.
     fairseq-generate "$data" --user-dir "$plugin" --task ctc_speech --scoring wer \

@@ -23,13 +23,16 @@
 #   MIRROR          where from (default: https://www.openslr.org/resources/12)
 #   FEATURES=1      store features (32 kB a second, 111 GB for 960 h): no decoding while training
 #   STRICT=1        an utterance that would be left out is an error
+#   SMOKE=1         a rehearsal on the CPU: without arguments, the script makes up a tiny corpus and
+#                   prepares it in data/smoke/librispeech
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
 
+[ $# != 0 ] || [ $smoke = 0 ] || set -- "$(smoke_data)"
 [ $# -ge 1 ] && [ $# -le 2 ] || { usage >&2 && exit 2; }
 corpus=${1%/}
-out=${2:-$root/data/$recipe}
+out=${2:-$data_root}
 out=${out%/}
 no_colon "$corpus"
 no_colon "$out"

@@ -18,6 +18,8 @@
 #                   with less, more gradients are accumulated
 #   SCHEDULE        step, or cosine (default: step)
 #   CPU=1           train on the CPU
+#   SMOKE=1         a rehearsal: a tiny model and few updates on the CPU, with what SMOKE=1 prepare.sh
+#                   made; saves in runs/smoke
 #   DRY_RUN=1       print fairseq's command line and end
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
@@ -27,8 +29,8 @@ set -euo pipefail
 hours=$1 arch=$2 optimizer=$3 seed=$4
 shift 4
 whole_seed "$seed"
-data=${DATA_DIR:-$root/data/$recipe}
-save=${SAVE_DIR:-$root/runs/$recipe/$hours/$arch/$optimizer/seed$seed}
+data=${DATA_DIR:-$data_root}
+save=${SAVE_DIR:-$save_root/$hours/$arch/$optimizer/seed$seed}
 no_colon "$data"
 no_colon "$save"
 [ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"
@@ -114,6 +116,10 @@ settings=(
 case $arch in
     *_reparam_*) settings+=(--reparam-qkv "$group" --gamma-lr-scale "$gamma_scale") ;;
 esac
+[ $smoke = 0 ] || settings+=(
+    --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32
+    --max-tokens 4000 --update-freq 1 --warmup-updates 0 --max-update 6 --save-interval-updates 3
+)
 run=(
     fairseq-train "$data" --user-dir "$plugin" --arch "$arch" --seed "$seed"
     --save-dir "$save" "${settings[@]}" "$@"

@@ -15,15 +15,19 @@
 #
 # Environment:
 #   VOCABULARY      number of BPE pieces (default: 4000)
+#   SMOKE=1         a rehearsal on the CPU: without arguments, the script makes up a tiny corpus and
+#                   prepares it in data/smoke/multi30k_en_de
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
 
+[ $# != 0 ] || [ $smoke = 0 ] || set -- "$(smoke_data)"
 [ $# -ge 1 ] && [ $# -le 2 ] || { usage >&2 && exit 2; }
 raw=$1
-out=${2:-$root/data/$recipe}
+out=${2:-$data_root}
 out=${out%/}
 vocabulary=${VOCABULARY:-4000}
+[ $smoke = 0 ] || vocabulary=${VOCABULARY:-100}
 no_colon "$out"
 
 if [ -f "$out/prepared.txt" ]; then

@@ -11,6 +11,9 @@
 #   DATA_DIR        what prepare.sh made (default: data/multi30k_en_de in the project)
 #   SAVE_DIR        for checkpoints and train.log (default: runs/multi30k_en_de/ARCH/seedSEED there)
 #   NARROW=1        a narrow model on the CPU, for two cores and no GPU
+#   SMOKE=1         a rehearsal: a tiny model and few updates on the CPU, with what SMOKE=1 prepare.sh
+#                   made; saves in runs/smoke
+#   DRY_RUN=1       print fairseq's command line and end
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -19,8 +22,8 @@ set -euo pipefail
 arch=$1 seed=$2
 shift 2
 whole_seed "$seed"
-data=${DATA_DIR:-$root/data/$recipe}
-save=${SAVE_DIR:-$root/runs/$recipe/$arch/seed$seed}
+data=${DATA_DIR:-$data_root}
+save=${SAVE_DIR:-$save_root/$arch/seed$seed}
 no_colon "$data"
 no_colon "$save"
 [ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"
@@ -35,7 +38,14 @@ settings=(
     # By default fairseq leaves out the last sentences of every set, up to a multiple of 8.
     --required-batch-size-multiple 1
 )
-if [ "${NARROW:-0}" != 0 ]; then
+if [ $smoke != 0 ]; then
+    settings+=(
+        --cpu --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32
+        --encoder-attention-heads 2 --decoder-attention-heads 2
+        --max-tokens 2000 --warmup-updates 5 --max-update 20
+    )
+    rate=3e-3 reparam_rate=4.5e-3
+elif [ "${NARROW:-0}" != 0 ]; then
     settings+=(
         --cpu --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
         --encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0.1
@@ -49,7 +59,14 @@ fi
 case $arch in
     *_reparam_*) rate=$reparam_rate ;;
 esac
-train_or_resume "$save" "$arch, seed $seed" \
-    fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed" \
+run=(
+    fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed"
     --save-dir "$save" "${settings[@]}" --lr "$rate" "$@"
+)
+
+if [ "${DRY_RUN:-0}" != 0 ]; then
+    printf '%q ' "${run[@]}" && echo
+    exit 0
+fi
+train_or_resume "$save" "$arch, seed $seed" "${run[@]}"
 say "done: $save/checkpoint_best.pt has the best perplexity on the validation set"

@@ -9,6 +9,8 @@
 #
 # Environment:
 #   DATA_DIR        what prepare.sh made (default: data/spoken_digits in the project)
+#   SETS            which (default: all three)
+#   SMOKE=1         with what SMOKE=1 prepare.sh made, dev-clean alone
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -16,8 +18,9 @@ set -euo pipefail
 [ $# -ge 1 ] || { usage >&2 && exit 2; }
 save=${1%/}
 shift
-prepared=${DATA_DIR:-$root/data/$recipe}
+prepared=${DATA_DIR:-$data_root}
 export DATA_DIR=$prepared/data
+[ $smoke = 0 ] || export SETS=${SETS:-dev-clean}
 
 for decoder in greedy lexicon; do
     options=(--cpu --num-workers 0 --decoder "$decoder")

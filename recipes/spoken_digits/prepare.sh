@@ -10,13 +10,18 @@
 #   lexicon.txt     the words of the training transcripts in letters
 #   lm.arpa         a trigram model of these transcripts
 # What is there already is not made again.
+#
+# Environment:
+#   SMOKE=1         a rehearsal on the CPU: without arguments, the script makes up a tiny corpus and
+#                   prepares it in data/smoke/spoken_digits
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
 
+[ $# != 0 ] || [ $smoke = 0 ] || set -- "$(smoke_data)"
 [ $# -ge 1 ] && [ $# -le 2 ] || { usage >&2 && exit 2; }
 recordings=$1
-out=${2:-$root/data/$recipe}
+out=${2:-$data_root}
 out=${out%/}
 no_colon "$out"
 

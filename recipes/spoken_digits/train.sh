@@ -10,6 +10,8 @@
 #   SAVE_DIR        for checkpoints and train.log
 #                   (default: runs/spoken_digits/ARCH/OPTIMIZER/seedSEED there)
 #   SCHEDULE        cosine, or step (default: cosine)
+#   SMOKE=1         a rehearsal: a tiny model and few updates on the CPU, with what SMOKE=1 prepare.sh
+#                   made; saves in runs/smoke
 #   DRY_RUN=1       print fairseq's command line and end
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
@@ -18,8 +20,8 @@ set -euo pipefail
 [ $# -ge 3 ] || { usage >&2 && exit 2; }
 arch=$1 optimizer=$2 seed=$3
 shift 3
-export DATA_DIR=${DATA_DIR:-$root/data/$recipe}/data
-export SAVE_DIR=${SAVE_DIR:-$root/runs/$recipe/$arch/$optimizer/seed$seed}
+export DATA_DIR=${DATA_DIR:-$data_root}/data
+export SAVE_DIR=${SAVE_DIR:-$save_root/$arch/$optimizer/seed$seed}
 
 # Chosen from two or three each by the training loss after 300 updates.
 case $arch-$optimizer in
@@ -31,11 +33,13 @@ case $arch-$optimizer in
 esac
 settings=(
     --config-yaml config_short.yaml
-    --encoder-layers 8 --encoder-embed-dim 48 --encoder-ffn-embed-dim 192
     # PyTorch's attention for the CPU has no dropout; with it, a slower one is used.
     --dropout-input 0.1 --activation-dropout 0.1 --attention-dropout 0 --encoder-layerdrop 0
-    --max-tokens 2000 --update-freq 1 --max-update 5000 --lr "$rate"
-    --log-interval 50 --monitor-interval 50 --save-interval-updates 1000
+    --lr "$rate" --log-interval 50 --monitor-interval 50
+)
+[ $smoke != 0 ] || settings+=(
+    --encoder-layers 8 --encoder-embed-dim 48 --encoder-ffn-embed-dim 192
+    --max-tokens 2000 --update-freq 1 --max-update 5000 --save-interval-updates 1000
 )
 case $optimizer in
     adagrad) settings+=(--warmup-updates 100) ;;

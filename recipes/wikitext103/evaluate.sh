@@ -13,6 +13,7 @@
 # Environment:
 #   DATA_DIR        what prepare.sh made (default: data/wikitext103 in the project)
 #   SPLITS          which (default: "valid test"; Table 12 has train, too)
+#   SMOKE=1         on the CPU, with what SMOKE=1 prepare.sh made
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -20,7 +21,7 @@ set -euo pipefail
 [ $# -ge 1 ] || { usage >&2 && exit 2; }
 save=${1%/}
 shift
-data=${DATA_DIR:-$root/data/$recipe}
+data=${DATA_DIR:-$data_root}
 no_colon "$data"
 no_colon "$save"
 [ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"

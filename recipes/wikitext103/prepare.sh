@@ -16,13 +16,16 @@
 #   DOWNLOAD=1      fetch the corpus into RAW_DIR/wikitext-103 first, 190 MB: resumed where it
 #                   stopped, checked against sha256.txt beside this script
 #   MIRROR          where from (default: https://wikitext.smerity.com, the first author's)
+#   SMOKE=1         a rehearsal on the CPU: without arguments, the script makes up a tiny corpus and
+#                   prepares it in data/smoke/wikitext103
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
 
+[ $# != 0 ] || [ $smoke = 0 ] || set -- "$(smoke_data)"
 [ $# -ge 1 ] && [ $# -le 2 ] || { usage >&2 && exit 2; }
 raw=${1%/}
-out=${2:-$root/data/$recipe}
+out=${2:-$data_root}
 out=${out%/}
 no_colon "$out"
 

@@ -17,6 +17,8 @@
 #   MAX_TOKENS      tokens on a GPU at a time, a multiple of 512 (default: 9216, which are 8 GPUs
 #                   without accumulation); with fewer, more gradients are accumulated
 #   CPU=1           train on the CPU
+#   SMOKE=1         a rehearsal: a tiny model and few updates on the CPU, with what SMOKE=1 prepare.sh
+#                   made; saves in runs/smoke
 #   DRY_RUN=1       print fairseq's command line and end
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
@@ -35,8 +37,8 @@ whole_seed "$seed"
 number='^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$'
 [[ $rate =~ $number ]] || die "the learning rate must be a number, not '$rate'"
 [[ $decay =~ $number ]] || die "the weight decay must be a number, not '$decay'"
-data=${DATA_DIR:-$root/data/$recipe}
-save=${SAVE_DIR:-$root/runs/$recipe/$arch/lr$rate-wd$decay/seed$seed}
+data=${DATA_DIR:-$data_root}
+save=${SAVE_DIR:-$save_root/$arch/lr$rate-wd$decay/seed$seed}
 no_colon "$data"
 no_colon "$save"
 [ -f "$data/prepared.txt" ] || die "$data: no prepared data; run prepare.sh first"
@@ -71,6 +73,12 @@ settings=(
     # An epoch has 1,400 updates: validated and saved by updates instead.
     --save-interval 1000000 --validate-interval 1000000 --no-epoch-checkpoints
     --save-interval-updates 2000 --keep-interval-updates 1 --best-checkpoint-metric ppl
+)
+[ $smoke = 0 ] || settings+=(
+    --decoder-layers 2 --decoder-embed-dim 16 --decoder-ffn-embed-dim 32 --decoder-attention-heads 2
+    --adaptive-input-cutoff 16,64 --adaptive-softmax-cutoff 16,64
+    --max-tokens 2048 --update-freq 1 --warmup-updates 2 --lr-period-updates -1 --max-update 10
+    --save-interval-updates 5 --validate-interval-updates 5
 )
 run=(
     fairseq-train "$data/bin" --user-dir "$plugin" --arch "$arch" --seed "$seed"

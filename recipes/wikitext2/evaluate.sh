@@ -9,6 +9,7 @@
 # Environment:
 #   DATA_DIR        what prepare.sh made (default: data/wikitext2 in the project)
 #   SPLITS          which (default: "valid test")
+#   SMOKE=1         with what SMOKE=1 prepare.sh made
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipe.sh"
@@ -16,5 +17,5 @@ set -euo pipefail
 [ $# -ge 1 ] || { usage >&2 && exit 2; }
 save=$1
 shift
-export DATA_DIR=${DATA_DIR:-$root/data/$recipe}
+export DATA_DIR=${DATA_DIR:-$data_root}
 exec "$root/recipes/wikitext103/evaluate.sh" "$save" --cpu "$@"

@@ -9,6 +9,8 @@
 #   DATA_DIR        what prepare.sh made (default: data/wikitext2 in the project)
 #   SAVE_DIR        for checkpoints, train.log and the dictionary
 #                   (default: runs/wikitext2/ARCH/lrLR-wdWEIGHT_DECAY/seedSEED there)
+#   SMOKE=1         a rehearsal: a tiny model and few updates on the CPU, with what SMOKE=1 prepare.sh
+#                   made; saves in runs/smoke
 #   DRY_RUN=1       print fairseq's command line and end
 set -euo pipefail
 # shellcheck source=scripts/recipe.sh
@@ -17,19 +19,21 @@ set -euo pipefail
 [ $# -ge 4 ] || { usage >&2 && exit 2; }
 arch=$1 seed=$2 rate=$3 decay=$4
 shift 4
-export DATA_DIR=${DATA_DIR:-$root/data/$recipe}
-export SAVE_DIR=${SAVE_DIR:-$root/runs/$recipe/$arch/lr$rate-wd$decay/seed$seed}
+export DATA_DIR=${DATA_DIR:-$data_root}
+export SAVE_DIR=${SAVE_DIR:-$save_root/$arch/lr$rate-wd$decay/seed$seed}
 
 settings=(
-    --decoder-layers 6 --decoder-embed-dim 64 --decoder-ffn-embed-dim 256
-    --decoder-attention-heads 4
     # PyTorch's attention for the CPU has no dropout; with it, a slower one is used.
     --dropout 0.1 --attention-dropout 0 --activation-dropout 0 --adaptive-softmax-dropout 0.1
+    --log-interval 50 --monitor-interval 50
+)
+[ $smoke != 0 ] || settings+=(
+    --decoder-layers 6 --decoder-embed-dim 64 --decoder-ffn-embed-dim 256
+    --decoder-attention-heads 4
     --adaptive-input-cutoff 2000,6000 --adaptive-softmax-cutoff 2000,6000
     --max-tokens 2048 --update-freq 1 --max-update 600
     # One half-wave after the warmup, down to --min-lr at the last update.
     --warmup-updates 100 --lr-period-updates -1
-    --log-interval 50 --monitor-interval 50
     # With the first alone, fairseq does not validate where an epoch ends with that update.
     --save-interval-updates 200 --validate-interval-updates 200
 )

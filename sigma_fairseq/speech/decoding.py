@@ -1,12 +1,13 @@
 """From a CTC model's outputs to labels: the best path, or a beam search with words and an LM."""
 
-import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
@@ -19,47 +20,55 @@ UNFINISHED_WORD = -1e4
 #: flashlight's decoders also know a criterion with scores of label pairs; CTC has none.
 NO_TRANSITIONS: list[float] = []
 
+DecoderChoice = ChoiceEnum(["greedy", "lexicon", "lexicon-free"])
+
 Hypothesis = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `build_decoder` that fairseq-generate has not got already."""
-    parser.add_argument(
-        "--decoder",
-        choices=("greedy", "lexicon", "lexicon-free"),
+@dataclass
+class DecoderConfig(FairseqDataclass):
+    """The options of `build_decoder` that fairseq-generate has not got already."""
+
+    decoder: DecoderChoice = field(  # type: ignore[valid-type]
         default="greedy",
-        help="greedy: the best label of each frame; lexicon: a beam search over sequences of the "
-        "words of --lexicon; lexicon-free: one over sequences of letters. The searches keep --beam "
-        "hypotheses (fairseq's 5 are few: 50 and more are usual) and print the --nbest best",
+        metadata={
+            "help": "greedy: the best label of each frame; lexicon: a beam search over sequences "
+            "of the words of --lexicon; lexicon-free: one over sequences of letters. The searches "
+            "keep --beam hypotheses (fairseq's 5 are few: 50 and more are usual) and print the "
+            "--nbest best"
+        },
     )
-    parser.add_argument(
-        "--lm",
-        metavar="FILE",
-        help="KenLM for a beam search, binary or ARPA, over words (lexicon) or over letters with "
-        f"{WORD_BOUNDARY} between words (lexicon-free); needs a --lm-weight, which multiplies its "
-        "log10 probabilities",
+    lm: Optional[str] = field(  # noqa: UP045 (fairseq cannot parse X | None)
+        default=None,
+        metadata={
+            "help": "KenLM for a beam search, binary or ARPA, over words (lexicon) or over letters "
+            f"with {WORD_BOUNDARY} between words (lexicon-free); needs a --lm-weight, which "
+            "multiplies its log10 probabilities"
+        },
     )
-    parser.add_argument(
-        "--lexicon",
-        metavar="FILE",
-        help="for --decoder lexicon: a word a line, a tab, and its letters between spaces, the "
-        f"last of them {WORD_BOUNDARY}",
+    lexicon: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "for --decoder lexicon: a file with a word a line, a tab, and its letters "
+            f"between spaces, the last of them {WORD_BOUNDARY}"
+        },
     )
-    parser.add_argument(
-        "--word-score",
-        type=float,
+    word_score: float = field(
         default=0.0,
-        help="for --decoder lexicon: added to the score for each word; above 0 favours more words",
+        metadata={
+            "help": "for --decoder lexicon: added to the score for each word; above 0 favours "
+            "more words"
+        },
     )
 
 
 def build_decoder(
-    task_args: argparse.Namespace, generation_cfg: Any, dictionary: LetterDictionary
+    cfg: DecoderConfig, generation_cfg: Any, dictionary: LetterDictionary
 ) -> "GreedyDecoder":
     """The decoder that the options ask for.
 
     Args:
-        task_args: with what `add_arguments` added.
+        cfg: the task's config.
         generation_cfg: fairseq's `GenerationConfig`.
         dictionary: of the labels.
 
@@ -67,35 +76,35 @@ def build_decoder(
         ValueError: options that contradict each other, a file that is missing or malformed, or a
             package that is missing, in one line.
     """
-    _check_options(task_args, generation_cfg)
-    if task_args.decoder == "greedy":
+    _check_options(cfg, generation_cfg)
+    if cfg.decoder == "greedy":
         return GreedyDecoder(dictionary)
-    words = task_args.decoder == "lexicon"
+    words = cfg.decoder == "lexicon"
     build_search = _lexicon_search if words else _lexicon_free_search
     try:
-        search = build_search(task_args, generation_cfg, dictionary)
+        search = build_search(cfg, generation_cfg, dictionary)
     except ImportError as error:
         raise ValueError(
-            f"--decoder {task_args.decoder} needs {error.name}: pip install 'sigma-fairseq[speech]'"
+            f"--decoder {cfg.decoder} needs {error.name}: pip install 'sigma-fairseq[speech]'"
         ) from error
     return BeamSearch(dictionary, search, generation_cfg.nbest, words)
 
 
-def _check_options(task_args: argparse.Namespace, generation_cfg: Any) -> None:
-    decoder = task_args.decoder
+def _check_options(cfg: DecoderConfig, generation_cfg: Any) -> None:
+    decoder = cfg.decoder
     if generation_cfg.lm_path is not None:
         raise ValueError("--lm-path is for fairseq's language models; CTC takes a KenLM with --lm")
-    if decoder == "greedy" and (task_args.lm or generation_cfg.nbest > 1):
+    if decoder == "greedy" and (cfg.lm or generation_cfg.nbest > 1):
         raise ValueError("--lm and --nbest need --decoder lexicon or lexicon-free, a beam search")
-    if (decoder == "lexicon") != (task_args.lexicon is not None):
+    if (decoder == "lexicon") != (cfg.lexicon is not None):
         raise ValueError("--decoder lexicon needs --lexicon FILE, and no other decoder takes one")
-    if task_args.word_score and decoder != "lexicon":
+    if cfg.word_score and decoder != "lexicon":
         raise ValueError("--word-score needs --decoder lexicon")
-    if (task_args.lm is None) != (generation_cfg.lm_weight == 0):
+    if (cfg.lm is None) != (generation_cfg.lm_weight == 0):
         raise ValueError("--lm FILE and --lm-weight, not 0, need each other; 2 is a usual weight")
     if generation_cfg.nbest > generation_cfg.beam:
         raise ValueError(f"--nbest {generation_cfg.nbest} exceeds --beam {generation_cfg.beam}")
-    for option, path in (("--lm", task_args.lm), ("--lexicon", task_args.lexicon)):
+    for option, path in (("--lm", cfg.lm), ("--lexicon", cfg.lexicon)):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"{option} {path}: no such file")
 
@@ -257,18 +266,14 @@ class BeamSearch(GreedyDecoder):
         return hypotheses or [self.hypothesis(log_probs, nothing, nothing, -math.inf)]
 
 
-def _lexicon_search(
-    task_args: argparse.Namespace, generation_cfg: Any, dictionary: LetterDictionary
-) -> Any:
+def _lexicon_search(cfg: Any, generation_cfg: Any, dictionary: LetterDictionary) -> Any:
     from flashlight.lib.text import decoder
 
-    lexicon = read_lexicon(Path(task_args.lexicon), dictionary)
+    lexicon = read_lexicon(Path(cfg.lexicon), dictionary)
     words = list(dict.fromkeys(word for word, _ in lexicon))
-    lm, scores, known = _read_lm(task_args.lm, words)
+    lm, scores, known = _read_lm(cfg.lm, words)
     if not any(known):
-        raise ValueError(
-            f"--lm {task_args.lm}: no word of {task_args.lexicon} is in it, such as {words[0]!r}"
-        )
+        raise ValueError(f"--lm {cfg.lm}: no word of {cfg.lexicon} is in it, such as {words[0]!r}")
     boundary = dictionary.index(WORD_BOUNDARY)
     trie = decoder.Trie(len(dictionary), boundary)
     numbers = {word: number for number, word in enumerate(words)}
@@ -277,7 +282,7 @@ def _lexicon_search(
         trie.insert(labels, numbers[word], scores[numbers[word]])
     trie.smear(decoder.SmearingMode.MAX)
     options = decoder.LexiconDecoderOptions(
-        word_score=task_args.word_score,
+        word_score=cfg.word_score,
         unk_score=-math.inf,
         **_search_options(generation_cfg, dictionary),
     )
@@ -287,16 +292,14 @@ def _lexicon_search(
     )
 
 
-def _lexicon_free_search(
-    task_args: argparse.Namespace, generation_cfg: Any, dictionary: LetterDictionary
-) -> Any:
+def _lexicon_free_search(cfg: Any, generation_cfg: Any, dictionary: LetterDictionary) -> Any:
     from flashlight.lib.text import decoder
 
-    lm, _, known = _read_lm(task_args.lm, dictionary.symbols)
+    lm, _, known = _read_lm(cfg.lm, dictionary.symbols)
     boundary = dictionary.index(WORD_BOUNDARY)
     if not known[boundary]:
         raise ValueError(
-            f"--lm {task_args.lm}: {WORD_BOUNDARY} is not in it; lexicon-free decoding takes an "
+            f"--lm {cfg.lm}: {WORD_BOUNDARY} is not in it; lexicon-free decoding takes an "
             "LM over letters"
         )
     options = decoder.LexiconFreeDecoderOptions(**_search_options(generation_cfg, dictionary))

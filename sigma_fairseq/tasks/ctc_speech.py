@@ -2,17 +2,20 @@
 
 import logging
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from fairseq.data import ConcatDataset
 from fairseq.data.audio.data_cfg import S2TDataConfig
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.logging import metrics
 from fairseq.tasks import LegacyFairseqTask, register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
+from omegaconf import II
 
 from sigma_fairseq.speech import decoding
 from sigma_fairseq.speech.dictionary import BLANK, LetterDictionary
@@ -37,7 +40,37 @@ class Letters:
         return self._dictionary.words(letters)
 
 
-@register_task("ctc_speech")
+@dataclass
+class CtcSpeechConfig(decoding.DecoderConfig):
+    """The task's options, and the decoder's."""
+
+    data: str = field(
+        default="",
+        metadata={
+            "help": "folder of config.yaml, dict.txt and a manifest SPLIT.tsv for each split. "
+            "--max-tokens counts 10 ms frames, padding included: 24000 are 240 s of audio"
+        },
+    )
+    config_yaml: str = field(default="config.yaml", metadata={"help": "its name in that folder"})
+    max_source_positions: int = field(
+        default=6000, metadata={"help": "leave out utterances of more 10 ms frames than this"}
+    )
+    strict: bool = field(
+        default=False,
+        metadata={
+            "help": "read all audio first, by --num-workers, and end with an error if any "
+            "utterance is too long, too short for its transcript, mislabelled, missing, corrupt or "
+            "silent; without it, such utterances are left out and named in the log"
+        },
+    )
+    train_subset: str = II("dataset.train_subset")
+    max_tokens: Optional[int] = II("dataset.max_tokens")  # noqa: UP045 (see DecoderConfig)
+    max_tokens_valid: Optional[int] = II("dataset.max_tokens_valid")  # noqa: UP045
+    num_workers: int = II("dataset.num_workers")
+    seed: int = II("common.seed")
+
+
+@register_task("ctc_speech", dataclass=CtcSpeechConfig)
 class CtcSpeechTask(SpeechToTextTask):
     """fairseq's speech to text, for CTC over letters.
 
@@ -48,44 +81,23 @@ class CtcSpeechTask(SpeechToTextTask):
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
-        """The task's options, and the decoder's."""
-        parser.add_argument(
-            "data",
-            help="folder of config.yaml, dict.txt and a manifest SPLIT.tsv for each split. "
-            "--max-tokens counts 10 ms frames, padding included: 24000 are 240 s of audio",
-        )
-        parser.add_argument(
-            "--config-yaml", default="config.yaml", metavar="FILE", help="its name in that folder"
-        )
-        parser.add_argument(
-            "--max-source-positions",
-            default=6000,
-            type=int,
-            metavar="N",
-            help="leave out utterances of more 10 ms frames than this",
-        )
-        parser.add_argument(
-            "--strict",
-            action="store_true",
-            help="read all audio first, by --num-workers, and end with an error if any utterance "
-            "is too long, too short for its transcript, mislabelled, missing, corrupt or silent; "
-            "without it, such utterances are left out and named in the log",
-        )
-        decoding.add_arguments(parser)
+        """The options of `CtcSpeechConfig`, where SpeechToTextTask has its own."""
+        gen_parser_from_dataclass(parser, CtcSpeechConfig())
         # fairseq's 8 loses up to seven utterances of a split without a word.
         parser.set_defaults(required_batch_size_multiple=1)
 
     @classmethod
-    def setup_task(cls, args: Namespace, **kwargs: Any) -> "CtcSpeechTask":
+    def setup_task(cls, cfg: CtcSpeechConfig, **kwargs: Any) -> "CtcSpeechTask":
         """Reads the data folder's config and dictionary."""
-        folder = Path(args.data)
+        folder = Path(cfg.data)
         with _one_line_errors():
-            cfg = _read_config(folder / args.config_yaml)
-            dictionary = LetterDictionary.read(folder / cfg.vocab_filename)
-            train = getattr(args, "train_subset", None) or "train"
-            if not all(split.startswith("train") for split in train.split(",")):
-                raise ValueError(f"--train-subset {train}: names of training splits are train*")
-        return cls(args, dictionary)
+            data_cfg = _read_config(folder / cfg.config_yaml)
+            dictionary = LetterDictionary.read(folder / data_cfg.vocab_filename)
+            if not all(split.startswith("train") for split in cfg.train_subset.split(",")):
+                raise ValueError(
+                    f"--train-subset {cfg.train_subset}: names of training splits are train*"
+                )
+        return cls(cfg, dictionary)
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Reads the manifest of a split, or of several between commas."""
@@ -118,9 +130,9 @@ class CtcSpeechTask(SpeechToTextTask):
         return dataset
 
     def _max_frames(self, split: str) -> int:
-        budget = "max_tokens" if split.startswith("train") else "max_tokens_valid"
-        limits = self.args.max_source_positions, getattr(self.args, budget, None)
-        return min(limit for limit in limits if limit is not None)
+        cfg = self.args
+        budget = cfg.max_tokens if split.startswith("train") else cfg.max_tokens_valid
+        return min(limit for limit in (cfg.max_source_positions, budget) if limit is not None)
 
     def max_positions(self) -> int:
         """Frames of the longest utterance."""

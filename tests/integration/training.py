@@ -74,10 +74,20 @@ def build_trainer(
         args: further options.
         bf16: bfloat16 as `fairseq-hydra-train` has it; of `fairseq-train` it is for TPUs alone.
     """
-    parser = options.get_training_parser()
     words = [str(data), "--save-dir", str(save_dir), *COMMON, *FAMILIES[family], *args]
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, words))
+    cfg = parse(words)
     cfg.common.bf16 = bf16
+    return trainer_of(cfg)
+
+
+def parse(words: list[str]) -> Any:
+    """The config that `fairseq-train` makes of a command line."""
+    args = options.parse_args_and_arch(options.get_training_parser(), words)
+    return convert_namespace_to_omegaconf(args)
+
+
+def trainer_of(cfg: Any) -> Trainer:
+    """The trainer that `fairseq-train` would make of its config."""
     utils.import_user_module(cfg.common)
     if cfg.distributed_training.distributed_world_size > 1:
         distributed_utils.distributed_init(cfg)

@@ -17,15 +17,12 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule
 from fairseq.optim.lr_scheduler.step_lr_scheduler import StepLRSchedule
 
-from tests.recipes.scripts import options_of, run_script
+from tests.integration.training import losses_of
+from tests.recipes.hydra import hydra_losses
+from tests.recipes.scripts import ROOT, copy_project, options_of, run_script, smoke, train_log
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "librispeech"
 ARCH = "ctc_transformer_reparam_postln_36l"
-TINY = [
-    *("--encoder-layers", 1, "--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 16),
-    *("--max-tokens", 400, "--update-freq", 1, "--warmup-updates", 0, "--save-interval-updates", 2),
-]
 TRAIN_SETS = ["train-clean-100", "train-clean-360", "train-other-500"]
 SETS = [*TRAIN_SETS, "dev-clean", "dev-other", "test-clean", "test-other"]
 #: Table 8: learning rates.
@@ -72,45 +69,37 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_prepare_train_evaluate(tmp_path: Path) -> None:
-    """From audio to word error rates, through a rerun of every step, in paths with spaces."""
-    sets = {"train-clean-100": 6, "dev-clean": 2, "test-other": 2}
-    corpus, data, save = tmp_path / "Libri Speech", tmp_path / "out put", tmp_path / "run 1"
-    for name, count in sets.items():
-        write_set(corpus / name, count)
-    prepared = run("prepare.sh", corpus, data, cwd=tmp_path)
-    assert prepared.returncode == 0, prepared.stderr
-    assert "train-clean-100: 6 utterances, 0.00 hours" in prepared.stdout
-    with (data / "test-other.tsv").open() as stream:
+def test_smoke(tmp_path: Path) -> None:
+    """From made-up audio to word error rates, in paths with spaces."""
+    project = copy_project(tmp_path / "pro ject")
+    data = project / "data" / "smoke" / "librispeech"
+    save = project / "runs" / "smoke" / "librispeech" / "100h" / ARCH / "lars" / "seed3"
+    prepared = smoke(project, "librispeech/prepare.sh")
+    assert "train-clean-100: 24 utterances, 0.02 hours" in prepared
+    with (data / "test-clean.tsv").open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert [row["audio"] for row in rows] == [
-        f"test-other/3/1/3-1-{number:04}.flac" for number in range(2)
+        f"test-clean/{speaker}/1/{speaker}-1-{number:04}.flac"
+        for speaker in (1, 2)
+        for number in range(2)
     ]
-    assert (data / "prepared.txt").read_text().split() == sorted(f"{name}.tsv" for name in sets)
+    sets = ["dev-clean", "test-clean", "train-clean-100"]
+    assert (data / "prepared.txt").read_text().split() == [f"{name}.tsv" for name in sets]
 
-    def train(updates: int) -> str:
-        arguments = ["100h", ARCH, "lars", 3, *TINY, "--max-update", updates]
-        trained = run("train.sh", *arguments, cwd=tmp_path, DATA_DIR=data, SAVE_DIR=save, CPU=1)
-        assert trained.returncode == 0, trained.stdout + trained.stderr
-        return trained.stdout
+    arguments = ["100h", ARCH, "lars", 3, "--log-interval", 1]
+    trained = smoke(project, "librispeech/train.sh", *arguments)
+    assert f"training {ARCH}, lars, seed 3" in trained
+    line, valid = train_log(save)
+    assert [entry["dev-clean_num_updates"] for entry in valid] == ["3", "6"]
+    losses = losses_of((save / "train.log").read_text())
+    assert len(losses) == 6
+    assert hydra_losses("librispeech", line, tmp_path / "hydra") == losses
 
-    assert f"training {ARCH}, lars, seed 3" in train(2)
-    assert f"resuming {ARCH}, lars, seed 3" in train(4)
-    assert "this run has ended" in train(4)
-    log = (save / "train.log").read_text()
-    updates = [
-        json.loads(line[line.index("{") :])["dev-clean_num_updates"]
-        for line in log.splitlines()
-        if "| dev-clean | {" in line
-    ]
-    assert updates == ["2", "4"]
-
-    evaluated = run("evaluate.sh", save, "--cpu", cwd=tmp_path, DATA_DIR=data)
-    assert evaluated.returncode == 0, evaluated.stderr
+    smoke(project, "librispeech/evaluate.sh", save, SETS="test-clean")
     scores = json.loads((save / "evaluation" / "scores.json").read_text())
-    assert list(scores) == ["dev-clean", "test-other"]
-    assert [scores[name]["utterances"] for name in scores] == [2, 2]
-    assert "D-0" in (save / "evaluation" / "generate-test-other.txt").read_text()
+    assert list(scores) == ["test-clean"]
+    assert scores["test-clean"]["utterances"] == 4
+    assert "D-0" in (save / "evaluation" / "generate-test-clean.txt").read_text()
     assert not (save / "evaluation.part").exists()
 
 
@@ -244,6 +233,12 @@ def test_evaluate_says_what_is_missing(prepared: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "checkpoint_best.pt: no such file; run train.sh first" in result.stderr
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint_best.pt").touch()
+    env = {"DATA_DIR": prepared, "SETS": "dev-clean test"}
+    result = run("evaluate.sh", tmp_path / "run", cwd=tmp_path, **env)
+    assert result.returncode == 1
+    assert result.stderr == f"librispeech: error: {prepared}/test.tsv: no such file\n"
 
 
 # What prepare.sh downloads: archives of the test's own, from a folder, in a copy of the recipe

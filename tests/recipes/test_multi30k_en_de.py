@@ -11,15 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.scripts import run_script
+from tests.integration.training import losses_of
+from tests.recipes.hydra import hydra_losses
+from tests.recipes.scripts import copy_project, run_script, smoke, train_log
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "multi30k_en_de"
 ARCH = "transformer_reparam_deepnorm_6l"
-TINY = [
-    *("--encoder-layers", 1, "--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 16),
-    *("--decoder-layers", 1, "--encoder-attention-heads", 2, "--decoder-attention-heads", 2),
-    *("--max-tokens", 400, "--warmup-updates", 1),
-]
 WORDS = {
     "two": "zwei", "red": "rote", "young": "junge", "dogs": "Hunde", "cats": "Katzen",
     "birds": "Vögel", "run": "laufen", "sleep": "schlafen", "here": "hier", "today": "heute",
@@ -59,64 +56,63 @@ def replaced(number: int, line: bytes) -> Callable[[list[bytes]], list[bytes]]:
 
 
 @pytest.mark.slow
-def test_prepare_train_evaluate(tmp_path: Path) -> None:
-    """From raw text to scores, through a rerun of every step, in paths with spaces."""
-    raw, data, save = tmp_path / "raw data", tmp_path / "out put" / "m30k", tmp_path / "run 1"
-    write_corpus(raw)
-    plain = gzip.decompress((raw / "val.de.gz").read_bytes())
-    (raw / "val.de.gz").unlink()
-    (raw / "val.de").write_bytes(plain)
-    # What a killed run leaves behind.
-    (tmp_path / "out put" / "m30k.part" / "bin").mkdir(parents=True)
-    (tmp_path / "out put" / "m30k.part" / "half").touch()
+def test_smoke(tmp_path: Path) -> None:
+    """From made-up text to scores, through a rerun of every step, in paths with spaces."""
+    project = copy_project(tmp_path / "pro ject")
+    data = project / "data" / "smoke" / "multi30k_en_de"
+    save = project / "runs" / "smoke" / "multi30k_en_de" / ARCH / "seed3"
 
-    prepared = run("prepare.sh", raw, data, cwd=tmp_path, VOCABULARY=60)
-    assert prepared.returncode == 0, prepared.stderr
-    assert "train: 120 pairs" in prepared.stdout
+    # What a killed run leaves behind.
+    (data.with_name(f"{data.name}.part") / "bin").mkdir(parents=True)
+    (data.with_name(f"{data.name}.part") / "half").touch()
+    assert "train: 400 pairs" in smoke(project, f"{RECIPE.name}/prepare.sh")
     assert sorted(path.name for path in data.iterdir()) == [
         "bin", "prepared.txt", "spm.model", "text",
     ]  # fmt: skip
-    assert [path.name for path in data.parent.iterdir()] == ["m30k"]
+    raw = data.with_name(f"{data.name}.raw")
+    assert sorted(data.parent.iterdir()) == [data, raw]
+    assert {path.name for path in raw.iterdir()} == {
+        f"{split}.{language}.gz"
+        for split in ("train", "val", "test_2016_flickr")
+        for language in ("en", "de")
+    }
+    plain = gzip.decompress((raw / "val.de.gz").read_bytes())
     assert (data / "text" / "valid.de").read_bytes() == plain
 
-    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    again = run("prepare.sh", raw, data, cwd=tmp_path)
-    assert again.returncode == 0
-    assert "there already" in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+    before = {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")}
+    assert "there already" in smoke(project, f"{RECIPE.name}/prepare.sh")
+    assert {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")} == before
 
-    def train(updates: int) -> str:
-        arguments = [ARCH, 3, *TINY, "--max-update", updates]
-        trained = run("train.sh", *arguments, cwd=tmp_path, DATA_DIR=data, SAVE_DIR=save, NARROW=1)
-        assert trained.returncode == 0, trained.stdout + trained.stderr
-        return trained.stdout
-
-    assert f"training {ARCH}, seed 3" in train(2)
-    assert f"resuming {ARCH}, seed 3" in train(6)
-    assert "this run has ended" in train(6)
+    arguments = [ARCH, 3, "--max-update", 6, "--log-interval", 1]
+    trained = smoke(project, f"{RECIPE.name}/train.sh", *arguments)
+    assert f"training {ARCH}, seed 3" in trained
     assert {path.name for path in save.glob("*.pt")} == {"checkpoint_best.pt", "checkpoint_last.pt"}
-    log = (save / "train.log").read_text()
-    updates = [
-        json.loads(line[line.index("{") :])["valid_num_updates"]
-        for line in log.splitlines()
-        if "| valid | {" in line
-    ]
-    assert updates[-1] == "6"
-    assert "Loaded checkpoint" in log
+    line, valid = train_log(save)
+    assert valid[-1]["valid_num_updates"] == "6"
+    losses = losses_of((save / "train.log").read_text())
+    assert len(losses) == 6
+    assert hydra_losses(RECIPE.name, line, tmp_path / "hydra") == losses
 
-    evaluated = run("evaluate.sh", save, "--beam", 2, "--max-len-b", 9, cwd=tmp_path, DATA_DIR=data)
-    assert evaluated.returncode == 0, evaluated.stderr
+    options = ["--beam", 2, "--max-len-b", 9]
+    evaluated = smoke(project, f"{RECIPE.name}/evaluate.sh", save, *options)
     scores = json.loads((save / "evaluation" / "scores.json").read_text())
-    for name, count in (("valid", 12), ("test_2016_flickr", 10)):
-        assert scores[name]["sentences"] == count
+    for name in ("valid", "test_2016_flickr"):
+        assert scores[name]["sentences"] == 20
         assert scores[name]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
-        assert f"sacreBLEU  {scores[name]['sacrebleu']:.2f}" in evaluated.stdout
-        assert scores[name]["fairseq"] in evaluated.stdout
+        assert f"sacreBLEU  {scores[name]['sacrebleu']:.2f}" in evaluated
+        assert scores[name]["fairseq"] in evaluated
         hypotheses = (save / "evaluation" / f"hypotheses.{name}.de").read_text()
-        assert hypotheses.count("\n") == count
+        assert hypotheses.count("\n") == 20
         assert "▁" not in hypotheses
     assert "beam=2" in (save / "evaluation" / "generate-test.txt").read_text()
     assert not (save / "evaluation.part").exists()
+
+
+def test_uncompressed_text_is_read(raw: Path, tmp_path: Path) -> None:
+    (raw / "val.de").write_bytes(gzip.decompress((raw / "val.de.gz").read_bytes()))
+    (raw / "val.de.gz").unlink()
+    result = run("prepare.sh", raw, tmp_path / "out", cwd=tmp_path, VOCABULARY=5000)
+    assert "valid: 12 pairs" in result.stdout
 
 
 @pytest.mark.parametrize(

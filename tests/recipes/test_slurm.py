@@ -27,6 +27,7 @@ RECIPES = {
         {"MAX_TOKENS": "4608"},
         73_728,
     ),
+    "wmt17_en_de": (["transformer_reparam_deepnorm_18l", "1"], {}, 524_288),
 }
 NODES, GPUS = 2, 8
 COMMANDS = {

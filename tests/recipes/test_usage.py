@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.scripts import run_script
+from tests.recipes.scripts import RECIPES, run_script
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 SCRIPTS = sorted(RECIPES.glob("*/*.sh"))
 
 

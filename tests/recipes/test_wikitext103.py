@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import random
 import shlex
 import shutil
@@ -22,26 +23,17 @@ from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule
 
 from sigma_fairseq.sweep.commands import fairseq_arguments
 from sigma_fairseq.sweep.settings import load_sweep
-from tests.recipes.scripts import options_of, run_script
+from tests.recipes.scripts import ROOT, copy_project, options_of, run_script, smoke, train_log
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "wikitext103"
-WIKITEXT2 = ROOT / "recipes" / "wikitext2"
 ARCH = "transformer_lm_reparam_noln_wiki103_16l"
 ARCHS = [
     f"transformer_lm_{kind}_wiki103_{depth}l"
     for kind in ("postln", "preln", "reparam_noln")
     for depth in (16, 32)
 ]
-TINY = [
-    *("--decoder-layers", 2, "--decoder-embed-dim", 16, "--decoder-ffn-embed-dim", 16),
-    *("--decoder-attention-heads", 2, "--tokens-per-sample", 16),
-    *("--adaptive-input-cutoff", "10,20", "--adaptive-softmax-cutoff", "10,20"),
-    *("--max-tokens", 128, "--update-freq", 1, "--warmup-updates", 1),
-    *("--save-interval-updates", 5, "--validate-interval-updates", 5),
-    *("--reparam-init-std", 0.02),
-]
-BLOCK, WINDOW = 16, 8
+BLOCK, WINDOW = 512, 256
+NAMES = [f"wiki.{split}.tokens" for split in ("test", "train", "valid")]
 LINES = {"train": 60, "valid": 12, "test": 7}
 
 
@@ -113,55 +105,39 @@ def loss_of(checkpoint: Path, data: Path, text: str, window: int) -> tuple[float
 
 
 @pytest.mark.slow
-def test_prepare_train_evaluate(raw: Path, tmp_path: Path) -> None:
-    """From text to perplexity, through a rerun of every step, in paths with spaces.
-
-    Evaluated by the script of WikiText-2, which adds --cpu to this recipe's.
-    """
-    data, save = tmp_path / "out put" / "wiki", tmp_path / "run 1"
+def test_smoke(tmp_path: Path) -> None:
+    """From made-up text to perplexity, held against the definition, in paths with spaces."""
+    project = copy_project(tmp_path / "pro ject")
+    data = project / "data" / "smoke" / "wikitext103"
+    save = project / "runs" / "smoke" / "wikitext103" / ARCH / "lr2-wd1e-4" / "seed3"
     # What a killed run leaves behind.
-    (tmp_path / "out put" / "wiki.part" / "bin").mkdir(parents=True)
-    prepared = run("prepare.sh", raw, data, cwd=tmp_path)
-    assert prepared.returncode == 0, prepared.stderr
-    # 30 words and four of the last line, fairseq's four symbols, and up to a multiple of 8.
-    assert "a dictionary of 40 words" in prepared.stdout
-    assert [path.name for path in data.parent.iterdir()] == ["wiki"]
+    (data.with_name(f"{data.name}.part") / "bin").mkdir(parents=True)
+    prepared = smoke(project, "wikitext103/prepare.sh")
+    raw = data.with_name(f"{data.name}.raw")
+    assert sorted(data.parent.iterdir()) == [data, raw]
+    assert sorted(path.name for path in raw.iterdir()) == NAMES
+    text = {split: (raw / f"wiki.{split}.tokens").read_text() for split in LINES}
+    # fairseq's four symbols, one of which the text has, and up to a multiple of 8.
+    words = -(-(len(set(text["train"].split())) + 3) // 8) * 8
+    assert f"a dictionary of {words} words" in prepared
     assert sorted(path.name for path in data.iterdir()) == ["bin", "prepared.txt"]
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    again = run("prepare.sh", raw, data, cwd=tmp_path)
-    assert again.returncode == 0
-    assert "there already: a dictionary of 40 words" in again.stdout
+    again = smoke(project, "wikitext103/prepare.sh")
+    assert f"there already: a dictionary of {words} words" in again
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
-    def train(updates: int) -> str:
-        arguments = [ARCH, 3, 2, "1e-4", *TINY, "--max-update", updates]
-        trained = run("train.sh", *arguments, cwd=tmp_path, DATA_DIR=data, SAVE_DIR=save, CPU=1)
-        assert trained.returncode == 0, trained.stdout + trained.stderr
-        return trained.stdout
-
-    assert f"training {ARCH}, learning rate 2, weight decay 1e-4, seed 3" in train(10)
-    assert f"resuming {ARCH}" in train(20)
-    assert "this run has ended" in train(20)
+    trained = smoke(project, "wikitext103/train.sh", ARCH, 3, 2, "1e-4")
+    assert f"training {ARCH}, learning rate 2, weight decay 1e-4, seed 3" in trained
     assert {path.name for path in save.glob("checkpoint_[bl]*.pt")} == {
         *("checkpoint_best.pt", "checkpoint_last.pt")
     }
-    valid = [
-        json.loads(line[line.index("{") :])
-        for line in (save / "train.log").read_text().splitlines()
-        if "| valid | {" in line
-    ]
-    assert [point["valid_num_updates"] for point in valid] == [str(n) for n in range(5, 21, 5)]
+    _, valid = train_log(save)
+    assert [point["valid_num_updates"] for point in valid] == ["5", "10"]
 
-    def evaluate(window: int) -> subprocess.CompletedProcess:
-        options = ["--tokens-per-sample", BLOCK, "--context-window", window]
-        env = {"DATA_DIR": data, "SPLITS": "test"}
-        return run("evaluate.sh", save, *options, cwd=tmp_path, recipe=WIKITEXT2, **env)
-
-    evaluated = evaluate(WINDOW)
-    assert evaluated.returncode == 0, evaluated.stderr
+    evaluated = smoke(project, "wikitext103/evaluate.sh", save, SPLITS="test")
     scores = json.loads((save / "evaluation" / "scores.json").read_text())
     best = min(valid, key=lambda point: float(point["valid_ppl"]))
-    loss, tokens = loss_of(save / "checkpoint_best.pt", data / "bin", text_of("test"), WINDOW)
+    loss, tokens = loss_of(save / "checkpoint_best.pt", data / "bin", text["test"], WINDOW)
     assert scores == {
         "test": {
             "perplexity": pytest.approx(2**loss, abs=6e-3),
@@ -172,16 +148,22 @@ def test_prepare_train_evaluate(raw: Path, tmp_path: Path) -> None:
             "updates": int(best["valid_num_updates"]),
         }
     }
-    assert f"test: perplexity {scores['test']['perplexity']:.2f}, {tokens}" in evaluated.stdout
+    assert f"test: perplexity {scores['test']['perplexity']:.2f}, {tokens:,}" in evaluated
     # Without the context it would be another figure.
-    alone, _ = loss_of(save / "checkpoint_best.pt", data / "bin", text_of("test"), 0)
+    alone, _ = loss_of(save / "checkpoint_best.pt", data / "bin", text["test"], 0)
     assert abs(alone - loss) > 1e-3
     assert "Perplexity" in (save / "evaluation" / "test.log").read_text()
 
-    wide = evaluate(BLOCK)
-    assert wide.returncode == 1
-    assert wide.stderr.count("\n") == 1
-    assert "--context-window 16 leaves nothing to predict" in wide.stderr
+    # An evaluation that fails leaves the one before, and says what fairseq said last.
+    command = tmp_path / "commands" / "fairseq-eval-lm"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho a figure\necho error: no memory >&2\nexit 1\n")
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    script = project / "recipes" / "wikitext103" / "evaluate.sh"
+    failed = run_script(script, save, cwd=tmp_path, SMOKE=1, SPLITS="test", PATH=path)
+    assert failed.returncode == 1
+    assert failed.stderr == "wikitext103: error: test: error: no memory\n"
     assert not (save / "evaluation.part").exists()
     assert json.loads((save / "evaluation" / "scores.json").read_text()) == scores
 
@@ -239,7 +221,6 @@ def test_prepare_keeps_a_folder_that_it_did_not_make(raw: Path, tmp_path: Path) 
 # that has its checksum. Its validation set has no words, so that the script stops after unpacking.
 
 ARCHIVE = "wikitext-103-v1.zip"
-NAMES = [f"wiki.{split}.tokens" for split in ("test", "train", "valid")]
 
 
 @pytest.fixture

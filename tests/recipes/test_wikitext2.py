@@ -1,12 +1,14 @@
 """The WikiText-2 recipe: what it hands on to the scripts of WikiText-103."""
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
 
-from tests.recipes.scripts import options_of, run_script
+import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.recipes.scripts import ROOT, copy_project, options_of, run_script, smoke
+
 RECIPE = ROOT / "recipes" / "wikitext2"
 ARCH = "transformer_lm_preln_wiki103_32l"
 
@@ -14,6 +16,20 @@ ARCH = "transformer_lm_preln_wiki103_32l"
 def run(script: str, *arguments: object, cwd: Path, **env: object) -> subprocess.CompletedProcess:
     """Runs a script of the recipe; see `run_script`."""
     return run_script(RECIPE / script, *arguments, cwd=cwd, **env)
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    smoke(project, "wikitext2/prepare.sh")
+    trained = smoke(project, "wikitext2/train.sh", ARCH, 1, 0.5, "1e-4")
+    save = project / "runs" / "smoke" / "wikitext2" / ARCH / "lr0.5-wd1e-4" / "seed1"
+    assert f"training {ARCH}, learning rate 0.5, weight decay 1e-4, seed 1, in {save}" in trained
+    smoke(project, "wikitext2/evaluate.sh", save, SPLITS="valid")
+    scores = json.loads((save / "evaluation" / "scores.json").read_text())
+    # Less than a uniform guess among more than a hundred words.
+    assert 1 < scores["valid"]["perplexity"] < 100
+    assert not (project / "runs" / "smoke" / "wikitext103").exists()
 
 
 def test_options_replace_the_recipes_own(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from torch import Tensor, nn
 
-from sigma_fairseq.speech.decoding import add_arguments, build_decoder, log_probabilities
+from sigma_fairseq.speech.decoding import DecoderConfig, build_decoder, log_probabilities
 from sigma_fairseq.speech.dictionary import LetterDictionary
 
 SYMBOLS = "_ab|"  # blank, two letters and the boundary, at their numbers
@@ -98,7 +99,7 @@ def decoder(dictionary: LetterDictionary, tmp_path: Path) -> Callable[..., Any]:
 
 def parse(command: str) -> Namespace:
     parser = ArgumentParser(allow_abbrev=False)
-    add_arguments(parser)
+    gen_parser_from_dataclass(parser, DecoderConfig())
     return parser.parse_args(command.split())
 
 

@@ -12,13 +12,13 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from fairseq import options
+from fairseq import checkpoint_utils, options
 from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
 from fairseq.data.data_utils import batch_by_size
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 
-from sigma_fairseq.tasks.ctc_speech import CtcSpeechTask
+from sigma_fairseq.tasks.ctc_speech import CtcSpeechConfig, CtcSpeechTask
 from tests.conftest import USER_DIR, train_on_two_workers
 from tests.speech.corpus import damage, read_manifest, write_corpus, write_manifest
 
@@ -49,9 +49,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task_of(folder: Path, **options: Any) -> CtcSpeechTask:
-    defaults = {"config_yaml": "config.yaml", "max_source_positions": 6000, "strict": False}
-    args = {"data": str(folder), "seed": 1, "num_workers": 0, **defaults, **options}
-    return CtcSpeechTask.setup_task(Namespace(**args))
+    elsewhere = {"seed": 1, "num_workers": 0, "max_tokens": None, "max_tokens_valid": None}
+    cfg = {"data": str(folder), "train_subset": "train", **elsewhere, **options}
+    return CtcSpeechTask.setup_task(CtcSpeechConfig(**cfg))
+
+
+def with_a_namespace(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """A checkpoint as it was when the task had no dataclass: with the command line in its place."""
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, [str(folder), *TRAINING])
+    state["cfg"]["task"] = Namespace(**vars(args), _name="ctc_speech")
+    return state
 
 
 def test_training_is_the_same_resumed_with_other_workers(
@@ -63,8 +72,9 @@ def test_training_is_the_same_resumed_with_other_workers(
 
     # An epoch has four updates.
     whole = train("whole", "--num-workers", "0", "--save-interval-updates", "6")
-    middle = str(tmp_path / "whole/checkpoint_2_6.pt")
-    train("resumed", "--num-workers", "2", "--restore-file", middle)
+    middle = tmp_path / "earlier.pt"
+    torch.save(with_a_namespace(tmp_path / "whole/checkpoint_2_6.pt", folder), middle)
+    train("resumed", "--num-workers", "2", "--restore-file", str(middle))
     states = [
         torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
         for name in ("whole", "resumed")
@@ -92,6 +102,13 @@ def test_training_is_the_same_resumed_with_other_workers(
     assert "test: left out 1 of 4: too long 1 (test-1)" in log
     assert "test: cannot use test-0: corrupt" in log
 
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(middle)])
+    assert isinstance(cfg.task, Namespace) and isinstance(task, CtcSpeechTask)
+    assert task.args.train_subset == "train-a,train-b" and task.args.max_tokens == 200
+    saved = torch.load(middle, weights_only=True)["model"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+
 
 def test_two_workers_are_one_with_twice_the_accumulation(
     fairseq: Callable[..., Any], folder: Path, tmp_path: Path
@@ -108,7 +125,9 @@ def test_two_workers_are_one_with_twice_the_accumulation(
         for name in ("one", "two")
     )
     for name, value in one["model"].items():
-        torch.testing.assert_close(value, two["model"][name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            value, two["model"][name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: name + m
+        )
     wers = [state["extra_state"]["best"] for state in (one, two)]
     assert wers[0] == wers[1]
 

@@ -125,8 +125,11 @@ def test_two_workers_are_one_with_twice_the_accumulation(
         for name in ("one", "two")
     )
     for name, value in one["model"].items():
+        other = two["model"][name]
+        if name.endswith((".u", ".v", ".subspace")):  # a rounding turns singular vectors round
+            value, other = value.abs(), other.abs()
         torch.testing.assert_close(
-            value, two["model"][name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: name + m
+            value, other, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: name + m
         )
     wers = [state["extra_state"]["best"] for state in (one, two)]
     assert wers[0] == wers[1]

@@ -12,13 +12,15 @@ BENCH_ARGS ?=
 SPEECH ?=
 LM ?=
 LOCK_ARGS ?=
+FUZZ_SEED ?= 2
+FUZZ_COUNT ?= 200
 
 LOCK_EXTRAS := fairseq translation speech torchscale report dev
 LOCK_PINS := torch==2.11.0 torchaudio==2.11.0 torchvision==0.26.0 \
 	numpy cython wheel ninja 'setuptools<82' uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo bench lint format lock
+.PHONY: help setup test fuzz coverage demo bench lint format lock
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -30,6 +32,10 @@ setup: ## Make .venv from requirements.lock (PYTHON=... picks the interpreter)
 
 test: lint ## Lint, then run the tests (PYTEST_ARGS=... is added)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+fuzz: setup ## Try random combinations of model options (FUZZ_SEED=..., FUZZ_COUNT=...)
+	FUZZ_SEED=$(FUZZ_SEED) FUZZ_COUNT=$(FUZZ_COUNT) .venv/bin/python -m pytest -n 2 \
+		--show-capture=stdout tests/integration/test_option_combinations.py
 
 demo: setup ## Run the demo, with SPEECH=1 or LM=1 another (DEMO_ARGS=... is added)
 	.venv/bin/sigma-fairseq demo $(if $(SPEECH),--speech) $(if $(LM),--lm) $(DEMO_ARGS)

@@ -70,6 +70,15 @@ fetch() { # fetch URL FILE SUMS ALGORITHM: goes on with a file that was fetched 
     }
 }
 
+extract() { # extract ARCHIVE: unpacks a tar archive into ARCHIVE.part, and nothing outside of that
+    say "unpacking $(basename "$1")"
+    rm -rf "$1.part"
+    mkdir "$1.part"
+    python3 -m tarfile --filter data --extract "$1" "$1.part" 2>"$1.messages" ||
+        die "$(basename "$1"): $(tail -n 1 "$1.messages")"
+    rm "$1.messages"
+}
+
 train_or_resume() { # train_or_resume SAVE_DIR WHAT COMMAND...: runs it, goes on with it, or leaves it where it has ended
     local save=$1 what=$2 line
     shift 2

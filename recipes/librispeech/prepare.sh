@@ -39,15 +39,10 @@ no_colon "$out"
 sums=$(dirname "${BASH_SOURCE[0]}")/md5sum.txt
 
 unpack() { # SET
-    local name=$1.tar.gz archive=$corpus/$1.tar.gz
-    say "unpacking $name"
-    rm -rf "$archive.part"
-    mkdir "$archive.part"
-    # Refuses whatever would be written outside the folder.
-    python3 -m tarfile --filter data --extract "$archive" "$archive.part" \
-        2>"$archive.messages" || die "$name: $(tail -n 1 "$archive.messages")"
+    local archive=$corpus/$1.tar.gz
+    extract "$archive"
     mv "$archive.part/LibriSpeech/$1" "$corpus/$1"
-    rm -r "$archive" "$archive.part" "$archive.messages"
+    rm -r "$archive" "$archive.part"
 }
 
 if [ "${DOWNLOAD:-0}" != 0 ]; then

@@ -79,19 +79,14 @@ if [ -f "$part/settings.txt" ] && [ "$(cat "$part/settings.txt")" != "$settings"
 fi
 
 unpack() { # unpack ARCHIVE FILE...: puts these files of an archive where they are in it, in RAW_DIR
-    local archive=$raw/$1 folder=$raw/$1.part file
-    say "unpacking $1"
-    rm -rf "$folder"
-    mkdir "$folder"
-    # Refuses whatever would be written outside the folder.
-    python3 -m tarfile --filter data --extract "$archive" "$folder" \
-        2>"$archive.messages" || die "$1: $(tail -n 1 "$archive.messages")"
+    local folder=$raw/$1.part file
+    extract "$raw/$1"
     for file in "${@:2}"; do
         [ -f "$folder/$file" ] || die "$1 has no $file"
         mkdir -p "$(dirname "$raw/$file")"
         mv "$folder/$file" "$raw/$file"
     done
-    rm -r "$folder" "$archive.messages"
+    rm -r "$folder"
 }
 
 provide() { # provide URL ARCHIVE FILE...: sees to it that these files of an archive are in RAW_DIR

@@ -37,6 +37,9 @@ fuzz: setup ## Try random combinations of model options (FUZZ_SEED=..., FUZZ_COU
 	FUZZ_SEED=$(FUZZ_SEED) FUZZ_COUNT=$(FUZZ_COUNT) .venv/bin/python -m pytest -n 2 \
 		--show-capture=stdout tests/integration/test_option_combinations.py
 
+coverage: setup ## Run the tests and print which lines of the package they leave out
+	.venv/bin/python -m pytest -n 2 --cov $(PYTEST_ARGS)
+
 demo: setup ## Run the demo, with SPEECH=1 or LM=1 another (DEMO_ARGS=... is added)
 	.venv/bin/sigma-fairseq demo $(if $(SPEECH),--speech) $(if $(LM),--lm) $(DEMO_ARGS)
 

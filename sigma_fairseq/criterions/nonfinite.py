@@ -39,14 +39,14 @@ class NonFinite:
         on_skip: Callable[[str], None],
         on_end: Callable[[str], None],
     ) -> None:
-        self._model = model
+        self._parameters = list(model.named_parameters())
         self._skip = skip
         self._scaled = scaled
         self._on_skip = on_skip
         self._on_end = on_end
         self._in_a_row = 0
         self.count = 0
-        self._last: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._last: tuple[Tensor, list[Tensor | None]] | None = None
 
     def forget(self) -> None:
         """Call before a forward pass: gradients that are kept would take memory of their own."""
@@ -58,9 +58,8 @@ class NonFinite:
         Raises:
             FloatingPointError: from the backward pass, when training is to end.
         """
-        engine = (
-            Variable._execution_engine
-        )  # as DistributedDataParallel, whose last act comes first
+        # As DistributedDataParallel does it, whose last act is to come first.
+        engine = Variable._execution_engine
         look = partial(self._look, loss.detach())
         loss.register_hook(lambda _: engine.queue_callback(lambda: engine.queue_callback(look)))
 
@@ -70,13 +69,12 @@ class NonFinite:
         Raises:
             FloatingPointError: which says of what.
         """
-        what = "" if self._last is None else _nonfinite(self._model, *self._last)
+        what = "" if self._last is None else self._nonfinite(*self._last)
         self._on_end(what or str(error))
         raise FloatingPointError(what or str(error))
 
     def _look(self, loss: Tensor) -> None:
-        named = self._model.named_parameters()
-        gradients = {name: p.grad for name, p in named if p.grad is not None}
+        gradients = [parameter.grad for _, parameter in self._parameters]
         self._last = loss, gradients
         if not (self._scaled or self._skip):
             return  # fairseq looks
@@ -85,29 +83,33 @@ class NonFinite:
             return
         self.count += 1
         self._in_a_row += 1
-        what = _nonfinite(self._model, loss, gradients)
+        what = self._nonfinite(loss, gradients)
         if not self._skip or self._in_a_row == MOST_IN_A_ROW:
             self._on_end(what)
             raise FloatingPointError(what)
         # With a loss scale, on a GPU, fairseq leaves the update out and would miss its gradients.
         if not (self._scaled and loss.is_cuda):
-            for parameter in self._model.parameters():
+            for _, parameter in self._parameters:
                 parameter.grad = None
         self._on_skip(what)
 
+    def _nonfinite(self, loss: Tensor, gradients: list[Tensor | None]) -> str:
+        """What is not finite, and of which parameter first; nothing where all is."""
+        found = [
+            name
+            for (name, _), gradient in zip(self._parameters, gradients, strict=True)
+            if gradient is not None and not gradient.isfinite().all()
+        ]
+        weights = [name for name, weight in self._parameters if not weight.isfinite().all()]
+        what = ["the loss"] * (not loss.isfinite().all()) + ["gradients"] * bool(found)
+        if not what:
+            return ""
+        # The last parameter of a model is the first to get its gradient.
+        first = f", first that of {found[-1]}" if found else ""
+        weight = f"; nor is the weight {weights[0]}" if weights else ""
+        return f"{' and '.join(what)} are not finite{first}{weight}"
 
-def _all_finite(gradients: dict[str, Tensor]) -> bool:
-    return bool(torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite().all())
 
-
-def _nonfinite(model: nn.Module, loss: Tensor, gradients: dict[str, Tensor]) -> str:
-    """What is not finite, and of which parameter first; nothing where all is."""
-    found = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    weights = [name for name, p in model.named_parameters() if not p.isfinite().all()]
-    what = ["the loss"] * (not loss.isfinite().all()) + ["gradients"] * bool(found)
-    if not what:
-        return ""
-    # The last parameter of a model is the first to get its gradient.
-    first = f", first that of {found[-1]}" if found else ""
-    weight = f"; nor is the weight {weights[0]}" if weights else ""
-    return f"{' and '.join(what)} are not finite{first}{weight}"
+def _all_finite(gradients: list[Tensor | None]) -> bool:
+    norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
+    return bool(torch.stack(norms).isfinite().all())

@@ -42,6 +42,6 @@ def mend_last_checkpoint(folder: Path) -> None:
         )
     newest = max(whole, key=lambda path: path.stat().st_mtime_ns)
     logger.warning("%s was cut off in the writing: going on from %s", last, newest.name)
-    part = last.with_name(LAST + ".tmp")
+    part = last.with_name(LAST + ".part")
     shutil.copyfile(newest, part)
     os.replace(part, last)

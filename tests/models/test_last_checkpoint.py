@@ -35,7 +35,7 @@ def test_the_newest_whole_one_takes_its_place(tmp_path: Path, name: str, cut: fl
     write(tmp_path / LAST, 50, cut=cut)
     mend_last_checkpoint(tmp_path)
     assert update_of(tmp_path / LAST) == update_of(tmp_path / name) == 20
-    assert not (tmp_path / (LAST + ".tmp")).exists()
+    assert not (tmp_path / (LAST + ".part")).exists()
 
 
 def test_a_whole_one_stays(tmp_path: Path) -> None:

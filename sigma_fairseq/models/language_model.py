@@ -114,16 +114,16 @@ class LanguageModelDecoder(TransformerDecoder):
     """The decoder, with projections that can be reparameterized and tokens that must be known.
 
     Attributes:
-        dictionary_checksum: CRC-32 of the words, a buffer: a checkpoint read with other words of
+        dictionary_version: CRC-32 of the words, a buffer: a checkpoint read with other words of
             the same number would load, and make nonsense of every text.
     """
 
-    dictionary_checksum: Tensor
+    dictionary_version: Tensor
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Module) -> None:
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=True)
         words = "\n".join(dictionary[index] for index in range(len(dictionary)))
-        self.register_buffer("dictionary_checksum", torch.tensor(zlib.crc32(words.encode())))
+        self.register_buffer("dictionary_version", torch.tensor(zlib.crc32(words.encode())))
         if cfg.reparam != "none" and not cfg.no_reparam_projections:
             self._reparameterize_projections(cfg)
 
@@ -140,7 +140,10 @@ class LanguageModelDecoder(TransformerDecoder):
 
     def upgrade_state_dict_named(self, state_dict: Any, name: str) -> Any:
         """As fairseq's; a state of fairseq's own model is taken to be of this dictionary."""
-        state_dict.setdefault(f"{name}.dictionary_checksum", self.dictionary_checksum)
+        own = f"{name}.dictionary_version"
+        # It had another name, which fairseq's moving averages of models took for a weight.
+        before = state_dict.pop(f"{name}.dictionary_checksum", self.dictionary_version)
+        state_dict.setdefault(own, before)
         return super().upgrade_state_dict_named(state_dict, name)
 
     def forward(self, prev_output_tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -264,8 +267,9 @@ class LanguageModel(StableModel, TransformerLanguageModel):
                 f"the checkpoint is of a dictionary of {words} words, the data's has "
                 f"{len(self.decoder.dictionary)}: take the data it was trained on"
             )
-        checksum = state_dict.get("decoder.dictionary_checksum")
-        if checksum is not None and checksum != self.decoder.dictionary_checksum:
+        names = ("decoder.dictionary_version", "decoder.dictionary_checksum")
+        versions = [state_dict[name] for name in names if name in state_dict]
+        if any(version != self.decoder.dictionary_version for version in versions):
             raise ValueError(
                 "the checkpoint is of a dictionary of as many other words as the data's, or of "
                 "another order: take the data it was trained on"

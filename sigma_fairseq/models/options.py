@@ -226,12 +226,22 @@ def _check_widths(options: Any) -> None:
             )
         _check_blocks(options, f"--{stack}-embed-dim {width}", width)
         _check_blocks(options, f"--{stack}-ffn-embed-dim {ffn}", ffn)
-    if getattr(options, "cross_self_attention", False):
-        encoder, decoder = options.encoder_embed_dim, options.decoder_embed_dim
-        if encoder != decoder:
+    if hasattr(options, "encoder_embed_dim") and hasattr(options, "decoder_embed_dim"):
+        _check_equal_widths(options)
+
+
+def _check_equal_widths(options: Any) -> None:
+    encoder, decoder = options.encoder_embed_dim, options.decoder_embed_dim
+    qkv = str(options.reparam_qkv)
+    for flag, given in (
+        ("--cross-self-attention", options.cross_self_attention),
+        ("--merge-src-tgt-embed", options.merge_src_tgt_embed),
+        (f"--reparam-qkv {qkv}", qkv != "separate" and not options.no_cross_attention),
+    ):
+        if given and encoder != decoder:
             raise ValueError(
-                "--cross-self-attention needs an encoder as wide as the decoder, not "
-                f"--encoder-embed-dim {encoder} and --decoder-embed-dim {decoder}"
+                f"{flag} needs an encoder as wide as the decoder, not --encoder-embed-dim "
+                f"{encoder} and --decoder-embed-dim {decoder}"
             )
 
 

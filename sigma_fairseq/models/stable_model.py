@@ -12,7 +12,13 @@ from sigma_fairseq.layers.attention import Attention
 from sigma_fairseq.models.last_checkpoint import LAST, mend_last_checkpoint
 from sigma_fairseq.models.recorded_options import check_recorded, record
 from sigma_fairseq.optim.learning_rate_scale import LearningRateScale
-from sigma_fairseq.reparam import PowerIteration, find_degenerate, fuse, sigma_stacks
+from sigma_fairseq.reparam import (
+    PowerIteration,
+    find_degenerate,
+    fuse,
+    restore_vectors,
+    sigma_stacks,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +30,14 @@ class StableModel(BaseFairseqModel):
     """A fairseq model whose linears may be reparameterized; mixed in before fairseq's class.
 
     Attributes:
-        recorded_options: a buffer, see `models.recorded_options`.
+        options_version: a buffer, see `models.recorded_options`.
     """
 
-    recorded_options: Tensor
+    options_version: Tensor
     _gamma_learning_rate: LearningRateScale | None = None
     _power_iteration: PowerIteration | None = None
     _iterated_update: int | None = None
+    _has_loaded = False
     announced_update: int = 0
 
     def set_options(self, cfg: Any) -> None:
@@ -39,7 +46,7 @@ class StableModel(BaseFairseqModel):
         Raises:
             ValueError: `--save-dir` has no whole checkpoint to go on from.
         """
-        self.register_buffer("recorded_options", record(cfg))
+        self.register_buffer("options_version", record(cfg))
         self._said: set[str] = set()
         if cfg.gamma_lr_scale != 1:
             gammas = [norm.gamma for norm, _ in sigma_stacks(self)]
@@ -100,15 +107,25 @@ class StableModel(BaseFairseqModel):
         Raises:
             ValueError: the state is of a model with other options.
         """
-        if "recorded_options" in state_dict:
-            check_recorded(state_dict["recorded_options"], self.recorded_options)
-        state_dict["recorded_options"] = self.recorded_options
+        if "options_version" in state_dict:
+            check_recorded(state_dict["options_version"], self.options_version)
+        state_dict["options_version"] = self.options_version
         result = super().load_state_dict(state_dict, *args, **kwargs)
+        self._has_loaded = True
         # fairseq announces the update it resumes from before it loads: that did not count.
         self._iterated_update = None
         # And it is one ahead of the last that the state was trained at, whose temperature holds.
         super().set_num_updates(max(self.announced_update - 1, 0))
         return result
+
+    def train(self, mode: bool = True) -> "StableModel":
+        """As any module's; evaluation of an averaged checkpoint finds its singular vectors."""
+        # Not as it is loaded: a moving average of a model is at every update.
+        if not mode and self._has_loaded:
+            self._has_loaded = False
+            restore_vectors(self)
+        super().train(mode)
+        return self
 
     def make_generation_fast_(self, **kwargs: Any) -> None:
         """Fuses Ŵ into plain layers: generation costs what it costs without σReparam."""

@@ -15,7 +15,13 @@ from sigma_fairseq.reparam.effective_weight import effective_weight, spectral_no
 from sigma_fairseq.reparam.layer_weights import LayerWeights, Pack
 from sigma_fairseq.reparam.layers import SigmaConv1d, SigmaLinear
 from sigma_fairseq.reparam.power_iteration import PowerIteration, power_iteration
-from sigma_fairseq.reparam.sigma_norm import SigmaNorm, reparameterize, sigma_norms, sigma_stacks
+from sigma_fairseq.reparam.sigma_norm import (
+    SigmaNorm,
+    reparameterize,
+    restore_vectors,
+    sigma_norms,
+    sigma_stacks,
+)
 from sigma_fairseq.reparam.singular_vectors import leading_singular_subspace
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "leading_singular_subspace",
     "power_iteration",
     "reparameterize",
+    "restore_vectors",
     "sigma_norms",
     "sigma_stacks",
     "spectral_norm_estimate",

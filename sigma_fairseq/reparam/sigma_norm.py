@@ -20,6 +20,9 @@ from sigma_fairseq.reparam.singular_vectors import (
 
 Gamma = Literal["one", "sigma"]
 
+#: Of the length of u and v, which is 1. Vectors that turned by 5 degrees have a mean as short.
+LENGTH_TOLERANCE = 1e-3
+
 
 def as_matrix(weight: Tensor) -> Tensor:
     """A weight (out, in) as it is, a convolution's (out, in, width) as a matrix (out, in·width)."""
@@ -238,3 +241,25 @@ def sigma_norms(model: nn.Module) -> Iterator[tuple[SigmaNorm, list[Tensor]]]:
     """
     for norm, stack in sigma_stacks(model):
         yield norm, stack.read()
+
+
+@torch.no_grad()
+def restore_vectors(model: nn.Module) -> None:
+    """Finds u and v of W anew where they are none, as in the average of several checkpoints.
+
+    Singular vectors have unit length, and their mean is shorter. γ and W are left alone.
+
+    Args:
+        model: any module; costs one look at the device's values where nothing is to be found.
+    """
+    found = list(sigma_stacks(model))
+    lengths = torch._foreach_norm([vector for norm, _ in found for vector in (norm.u, norm.v)])
+    if not lengths:
+        return
+    wrong = ((torch.stack(lengths).view(-1, 2) - 1).abs() > LENGTH_TOLERANCE).any(1)
+    for (norm, stack), restore in zip(found, wrong.tolist(), strict=True):
+        if restore:
+            matrix = at_least_fp32(torch.cat(stack.read()))
+            vectors = exact_singular_subspace(matrix)
+            for buffer, vector in zip((norm.u, norm.v, norm.subspace), vectors, strict=True):
+                buffer.copy_(vector)

@@ -42,6 +42,7 @@ class Hypothesis(NamedTuple):
 
 
 Found = dict[int, list[Hypothesis]]
+Generate = Callable[..., Found]
 
 
 def run_training(data: Path, save_dir: Path, *args: str) -> None:
@@ -59,9 +60,6 @@ def read_hypotheses(lines: str) -> Found:
         singles = [float(score) for score in scores.split()]
         found[int(number)].append(Hypothesis(float(score), singles, words.split()))
     return found
-
-
-Generate = Callable[..., Found]
 
 
 @pytest.fixture(scope="module")
@@ -288,15 +286,12 @@ def test_the_average_of_a_checkpoint_with_itself_is_the_checkpoint(
     assert run(average([last, last], tmp_path / "mean.pt")) == searched
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the mean of singular vectors is no singular vector"
-)
 def test_averaged_weights_have_their_own_spectral_norm(trained: Path, tmp_path: Path) -> None:
     paths = [str(trained / f"checkpoint{epoch}.pt") for epoch in (2, 3)]
     (model,) = load(average(paths, tmp_path / "mean.pt"))
     for norm, stack in sigma_norms(model):
         sigma = torch.linalg.matrix_norm(torch.cat(stack), 2)
-        torch.testing.assert_close(norm.sigma(*stack), sigma, rtol=0.1, atol=0.0)
+        torch.testing.assert_close(norm.sigma(*stack), sigma, rtol=1e-3, atol=0.0)
 
 
 def state(path: Path) -> dict[str, Tensor]:
@@ -342,14 +337,14 @@ def test_finetuning_starts_anew_from_the_weights(
         assert not torch.equal(finetuned[table], other[table])
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="it multiplies integers by its decay")
 def test_a_moving_average_without_memory_is_the_model(data_bin: Path, tmp_path: Path) -> None:
     ema = ("--store-ema", "--ema-decay", "0", "--ema-fp32")
     run_training(data_bin, tmp_path, "--max-update", "4", *ema)
     saved = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     averaged = saved["extra_state"]["ema"]
     for name, value in saved["model"].items():
-        assert torch.equal(averaged[name], value), name
+        if "version" not in name:  # which fairseq keeps as they were
+            assert torch.equal(averaged[name], value), name
 
 
 def test_sentences_that_are_too_long(data_bin: Path, tmp_path: Path) -> None:

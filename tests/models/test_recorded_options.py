@@ -50,7 +50,7 @@ def test_other_options_are_named(
 
 def test_families_record_what_they_have(build: Build, build_lm: Build, build_speech: Build) -> None:
     translation, lm, speech = (
-        read(model.state_dict()["recorded_options"])
+        read(model.state_dict()["options_version"])
         for model in (
             build(POSTLN, encoder_layers=1, decoder_layers=2),
             build_lm("transformer_lm_preln_wiki103_16l", decoder_layers=1),
@@ -68,7 +68,7 @@ def test_states_without_a_record_load(build: Build) -> None:
     """Those of version 0, and fairseq's own."""
     model, other = build(POSTLN, **TWO), build(POSTLN, **TWO)
     state = model.state_dict()
-    del state["recorded_options"]
+    del state["options_version"]
     other.load_state_dict(state)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
@@ -76,8 +76,8 @@ def test_states_without_a_record_load(build: Build) -> None:
 
 def test_what_averages_or_narrows_states_leaves_the_record(build: Build) -> None:
     state = build(POSTLN, **TWO).state_dict()
-    record_of_three = (3 * state["recorded_options"]) // 3  # as fairseq averages whole numbers
-    state["recorded_options"] = record_of_three.half()
+    record_of_three = (3 * state["options_version"]) // 3  # as fairseq averages whole numbers
+    state["options_version"] = record_of_three.half()
     build(POSTLN, **TWO).load_state_dict(state)
 
 

@@ -14,6 +14,7 @@ import pytest
 from fairseq import models
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigma_fairseq
@@ -159,6 +160,15 @@ def train_on_two_workers(*args: str) -> None:
     ]
     outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
+
+
+def up_to_signs(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state without what a rounding decides: which way singular vectors point."""
+    return {
+        name: value.abs() if name.endswith((".u", ".v")) else value
+        for name, value in state.items()
+        if not name.endswith(".subspace")
+    }
 
 
 @pytest.fixture(scope="session")

@@ -319,6 +319,18 @@ def _check_options(cfg: Any, words: int) -> None:
             )
     else:
         check_shared_output(cfg, cfg.decoder_input_dim)
+    if cfg.character_embeddings and cfg.decoder_layers_to_keep:
+        # fairseq takes the layers of the embedder for the decoder's.
+        raise ValueError("--character-embeddings contradicts --decoder-layers-to-keep")
+    if (
+        cfg.quant_noise_pq > 0
+        and not cfg.adaptive_input
+        and cfg.decoder_input_dim != cfg.decoder_embed_dim
+    ):
+        raise ValueError(
+            f"--quant-noise-pq needs a --decoder-input-dim of {cfg.decoder_embed_dim}, as wide as "
+            f"the decoder, not {cfg.decoder_input_dim}"
+        )
     if cfg.tie_adaptive_weights and (
         not cfg.adaptive_input
         or cfg.character_embeddings

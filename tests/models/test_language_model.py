@@ -474,6 +474,14 @@ def test_character_embeddings_and_plain_embeddings(build_lm: Callable[..., Any])
             "--share-decoder-input-output-embed needs one table of embeddings: neither "
             "--adaptive-input nor --character-embeddings",
         ),
+        (
+            {"character_embeddings": True, "decoder_layers_to_keep": "0"},
+            "--character-embeddings contradicts --decoder-layers-to-keep",
+        ),
+        (
+            {"adaptive_input": False, "quant_noise_pq": 0.1, "decoder_input_dim": 12},
+            "--quant-noise-pq needs a --decoder-input-dim of 16, as wide as the decoder, not 12",
+        ),
         ({"scale_fc": True}, "--scale-fc contradicts --norm noln, which has no LayerNorm"),
         ({"scale_attn": True}, "--scale-attn contradicts --norm noln, which has no LayerNorm"),
     ],

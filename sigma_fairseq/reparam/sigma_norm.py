@@ -253,9 +253,9 @@ def restore_vectors(model: nn.Module) -> None:
         model: any module; costs one look at the device's values where nothing is to be found.
     """
     found = list(sigma_stacks(model))
-    lengths = torch._foreach_norm([vector for norm, _ in found for vector in (norm.u, norm.v)])
-    if not lengths:
+    if not found:
         return
+    lengths = torch._foreach_norm([vector for norm, _ in found for vector in (norm.u, norm.v)])
     wrong = ((torch.stack(lengths).view(-1, 2) - 1).abs() > LENGTH_TOLERANCE).any(1)
     for (norm, stack), restore in zip(found, wrong.tolist(), strict=True):
         if restore:

@@ -10,6 +10,7 @@ from sigma_fairseq.reparam import (
     convert,
     leading_singular_subspace,
     power_iteration,
+    restore_vectors,
     sigma_norms,
 )
 from tests.conftest import CountOperations
@@ -203,3 +204,17 @@ def test_weights_that_are_no_numbers_end_no_training() -> None:
     power_iteration(layers)
     assert layers[0](torch.ones(8)).isnan().any()
     assert float(norm.sigma(weight)) == pytest.approx(exact_sigma(weight), rel=0.01)
+
+
+def test_vectors_of_an_average_are_found_anew() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(SigmaLinear(30, 20), SigmaLinear(20, 8), nn.Linear(8, 2))
+    (norm, (weight,)), (kept, _) = sigma_norms(model)
+    before = [tensor.clone() for tensor in (*kept.state_dict().values(), norm.gamma, weight)]
+    norm.u.add_(norm.u.roll(1)).div_(2)
+    norm.v.neg_().add_(norm.v.roll(1)).div_(2)
+    restore_vectors(model)
+    assert float(norm.sigma(weight)) == pytest.approx(exact_sigma(weight), rel=1e-6)
+    after = (*kept.state_dict().values(), norm.gamma, weight)
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    restore_vectors(model[2])  # a model without any

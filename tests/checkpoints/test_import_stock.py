@@ -168,7 +168,7 @@ def test_fusing_gives_the_weights_back(
         (
             "preln",
             {"arch": "transformer_preln_6l", "depths": DEPTHS, "qkv": "qkv"},
-            "cannot be imported: weights that share one σ need the same number of inputs, got [16,",
+            "cannot be imported: --reparam-qkv qkv needs an encoder as wide as the decoder, not",
         ),
         (
             "postln",

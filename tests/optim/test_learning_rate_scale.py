@@ -131,6 +131,7 @@ def test_other_optimizers_are_left_alone_and_missing_ones_reported() -> None:
 
 def test_it_ends_with_the_model() -> None:
     model = make_model()
+    gc.collect()  # models of other tests, which may have hooks too
     before = len(_global_optimizer_post_hooks)
     LearningRateScale(model, gammas(model), SCALE)
     assert len(_global_optimizer_post_hooks) == before + 1

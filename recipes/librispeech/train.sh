@@ -117,7 +117,8 @@ case $arch in
     *_reparam_*) settings+=(--reparam-qkv "$group" --gamma-lr-scale "$gamma_scale") ;;
 esac
 [ $smoke = 0 ] || settings+=(
-    --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32
+    # Rates for a deep model send a tiny one anywhere, as rounding decides.
+    --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --lr 0.01
     --max-tokens 4000 --update-freq 1 --warmup-updates 0 --max-update 6 --save-interval-updates 3
 )
 run=(

@@ -10,8 +10,8 @@ from torch import Tensor
 #: fairseq's, and is taken as it is.
 VERSION = 1
 
-#: Other values of these make another model, often one of the same tensors.
 _SIZES = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+#: Other values of these make another model, often one of the same tensors.
 OPTIONS = (
     *("norm", "reparam", "reparam_qkv", "qk_norm", "reparam_conv", "no_reparam_projections"),
     *(f"{stack}_{size}" for stack in ("encoder", "decoder") for size in _SIZES),

@@ -128,7 +128,7 @@ def leading_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def exact_singular_subspace(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `leading_singular_subspace`, to rounding, from all eigenvalues of the smaller Gram matrix.
 
-    Takes a quarter of a second for 1024 columns, on one core.
+    Takes about a third of a second for 1024 × 1024, on one core of an AMD EPYC.
     """
     if matrix.shape[0] < matrix.shape[1]:
         v, u, subspace = exact_singular_subspace(matrix.mT)
